@@ -1,0 +1,7 @@
+"""`python -m eyegraft`."""
+
+import sys
+
+from eyegraft.cli import main
+
+sys.exit(main())

@@ -1,0 +1,54 @@
+"""Hydra's own entry, imported by `train` alone: sweeps (`-m`), launchers and `--cfg job` are Hydra's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+
+from eyegraft.config import hydra_overrides, register_defaults, to_plain, validate
+from eyegraft.errors import EyegraftError
+
+_options: dict[str, Any] = {}
+
+
+def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: bool) -> None:
+    """Hand the arguments to Hydra, which calls `_job` once, or once a combination of a sweep."""
+    _options.update(resume=resume, fresh=fresh, debug=debug)
+    register_defaults()
+    flags = [word for word in words if word.startswith("-")]
+    values = {"job", "hydra", "all"}  # what may follow --cfg; everything else is an override
+    plain = [word for word in words if not word.startswith("-")]
+    after = [word.removeprefix("recipe=") for word in plain if word.removeprefix("recipe=") in values]
+    overrides = hydra_overrides([word for word in plain if word.removeprefix("recipe=") not in values])
+    if debug:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["eyegraft train", *_interleaved(flags, after), *overrides]
+    _job()
+
+
+def _interleaved(flags: Sequence[str], values: Sequence[str]) -> list[str]:
+    found = list(values)
+    words: list[str] = []
+    for flag in flags:
+        words.append(flag)
+        if flag in ("--cfg", "-c", "--info", "-i") and found:
+            words.append(found.pop(0))
+    return words
+
+
+@hydra.main(version_base="1.3", config_path="pkg://eyegraft.conf", config_name="config")
+def _job(composed: Any) -> None:
+    from eyegraft.training import train
+
+    try:
+        run = train(validate(to_plain(composed)), resume=_options["resume"], fresh=_options["fresh"])
+    except EyegraftError as error:
+        if _options["debug"]:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    print(run)

@@ -1,0 +1,19 @@
+"""`eyegraft prepare`"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "make the data set that a recipe reads"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="+", metavar="recipe=NAME key=value", help="a recipe, then overrides")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from eyegraft.cli.show import named
+    from eyegraft.config import compose, to_plain, validate
+    from eyegraft.prepare import prepare
+
+    print(prepare(validate(to_plain(compose(named(arguments.overrides))))))

@@ -1,0 +1,64 @@
+"""What a person sees while something runs: a bar on a terminal, plain lines elsewhere (logs, CI, a pipe)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+_PLAIN_SECONDS = 10.0
+
+
+class Advance(Protocol):
+    def __call__(self, done: int = 1, note: str = "") -> None: ...
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Our own log lines to the console as bare text; other libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("eyegraft").setLevel(level)
+    logging.getLogger("httpx").setLevel(logging.ERROR)
+
+
+@contextmanager
+def progress(label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
+    """Show how far a long thing is: `with progress("decoding", 600) as advance: advance()`."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(label, total=total, completed=done, note="")
+
+            def advance(done: int = 1, note: str = "") -> None:
+                bar.update(task, advance=done, **({"note": note} if note else {}))
+
+            yield advance
+        return
+
+    count, shown, started = done, time.monotonic(), time.monotonic()
+
+    def advance_plainly(done: int = 1, note: str = "") -> None:
+        nonlocal count, shown
+        count += done
+        now = time.monotonic()
+        if now - shown >= _PLAIN_SECONDS:
+            shown = now
+            print(f"{label}: {count}/{total if total is not None else '?'} after {now - started:.0f} s {note}".rstrip(), file=sys.stderr, flush=True)
+
+    yield advance_plainly
+
+
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Pass items on and show how many have gone by."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with progress(label, total) as advance:
+        for item in items:
+            yield item
+            advance()

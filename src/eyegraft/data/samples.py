@@ -1,0 +1,377 @@
+"""Tables to samples: every row is used, or named with its reason in the quarantine; splits share nothing that training could memorise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from eyegraft.config import Columns, Data, Split
+from eyegraft.data.images import MISSING, Progress, check_images
+from eyegraft.data.tables import read_table, store_image, write_whole
+from eyegraft.errors import DataError, nearest, shown
+from eyegraft.pretrained import cache_dir
+from eyegraft.types import Sample
+
+OUTSIDE = "outside the base folder"
+EMPTY_TEXT = "empty text"
+BROKEN_TEXT = "broken text"
+EMPTY_ID = "empty id"
+DUPLICATE_ID = "duplicate id"
+_TRAINING_SPLITS = frozenset({"train", "val"})
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Samples by split, and what became of the other rows.
+
+    Attributes:
+        splits: split -> samples in the table's order.
+        table_sha256: split -> hash of the table that it came from.
+        split_sha256: split -> hash over its sorted (id, image hash, prompt, references): what is learned from, wherever the files lie.
+        num_rows: split -> rows read, usable or not.
+        reasons: how many rows were quarantined for which reason.
+        quarantined: {"split", "row" (1 is the first data row), "id", "image", "reason", "detail"} for each row that is not used.
+    """
+
+    splits: dict[str, list[Sample]]
+    table_sha256: dict[str, str]
+    split_sha256: dict[str, str]
+    num_rows: dict[str, int]
+    reasons: Counter[str]
+    quarantined: list[dict[str, Any]]
+
+
+@dataclass
+class _Row:
+    """One row on its way to a sample. A reason keeps it out."""
+
+    number: int
+    image: str
+    path: Path
+    prompt: str | None
+    references: tuple[str, ...]
+    group: str | None
+    meta: dict[str, Any]
+    id: str | None
+    split: str = ""
+    sha256: str = ""
+    reason: str = ""
+    detail: str = field(default="", repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number}" if self.id is None else self.id
+
+    def refuse(self, reason: str, detail: str) -> None:
+        if not self.reason:
+            self.reason, self.detail = reason, detail
+
+
+def load_samples(
+    data: Data, *, root: Path | None = None, quarantine_file: Path | None = None, progress: Progress | None = None
+) -> PreparedData:
+    """Read the tables, check every picture, cut or compare the splits.
+
+    Outside `train`, rows that share picture and prompt become one sample with all their references, as caption metrics want them; it keeps
+    the first row's id and further columns. Without an id column a row is `<split>-<row number>`, counted from 1.
+
+    Args:
+        data: the `data` section of a recipe.
+        root: folder that a relative `data.base_dir` is relative to; None is the working directory.
+        quarantine_file: JSON-lines file for the rows that are not used; written whole or not at all, empty when all are used.
+        progress: called as (done, total) while pictures are checked.
+
+    Raises:
+        DataError: a table or column is missing, a split is empty, more than `max_bad_fraction` of the rows cannot be used, or a group or a
+            byte-identical picture of `train` or `val` stands in another split too.
+    """
+    base = _base_dir(data.base_dir, root)
+    rows, table_sha256 = _read(data, base)
+    memory = cache_dir() / "image_checks" / f"{hashlib.sha256(str(base).encode()).hexdigest()[:16]}.jsonl"
+    paths = [row.path for row in rows if not row.reason]
+    checked = check_images(paths, max_pixels=data.max_pixels, decode=data.check == "decode", memory=memory, progress=progress)
+    for row in rows:
+        if not row.reason:
+            facts = checked[row.path]
+            row.sha256 = facts.sha256
+            if facts.reason:
+                row.refuse(facts.reason, row.detail if row.detail and facts.reason == MISSING else facts.detail)
+    if data.split is not None:
+        names = _cut(rows, data.split, base)
+        table_sha256 = dict.fromkeys(names, table_sha256[data.split.table])
+    else:
+        names = list(data.tables)
+    splits = {name: _samples([row for row in rows if row.split == name], merge=name != "train") for name in names}
+    quarantined = _quarantine(rows, quarantine_file)
+    _stop_if_too_bad(rows, splits, data.max_bad_fraction, quarantine_file)
+    _stop_at_leaks([row for row in rows if not row.reason])
+    hashes = {row.path: row.sha256 for row in rows}
+    return PreparedData(
+        splits=splits,
+        table_sha256=table_sha256,
+        split_sha256={name: _split_sha256(samples, hashes) for name, samples in splits.items()},
+        num_rows={name: sum(row.split == name for row in rows) for name in names},
+        reasons=Counter(row.reason for row in rows if row.reason),
+        quarantined=quarantined,
+    )
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _base_dir(given: str, root: Path | None) -> Path:
+    folder = Path(os.path.expandvars(given if os.name == "nt" else given.replace("\\", "/"))).expanduser()
+    base = Path(os.path.normpath(((root or Path()) / folder).absolute()))
+    if not base.is_dir():
+        fix = "set the environment variable in it" if "$" in str(base) else nearest(base.name, _names_in(base.parent)) or "create it"
+        raise DataError(f"data.base_dir: {given!r}, which is {base}: no such folder", "an existing folder", fix)
+    return base
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [item.name for item in folder.iterdir()] if folder.is_dir() else []
+
+
+def _read(data: Data, base: Path) -> tuple[list[_Row], dict[str, str]]:
+    """Rows of all tables, and hash by split (by table's name where one table is yet to be cut)."""
+    tables = data.tables if data.split is None else {data.split.table: data.split.table}
+    rows: list[_Row] = []
+    hashes: dict[str, str] = {}
+    for split, place in tables.items():
+        raw, hashes[split] = read_table(place, base)
+        _stop_at_missing_columns(raw, place, data.columns)
+        texts_only = place.lower().endswith((".csv", ".tsv"))
+        for number, values in enumerate(raw, 1):
+            row = _row(number, values, data.columns, base, texts_only)
+            row.split = split
+            rows.append(row)
+    return rows, hashes
+
+
+def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns: Columns) -> None:
+    there = list(dict.fromkeys(key for row in raw for key in row))
+    wanted = {key: getattr(columns, key) for key in ("image", "references", "prompt", "id", "group")}
+    wanted |= {f"meta[{number}]": name for number, name in enumerate(columns.meta)}
+    missing = {key: name for key, name in wanted.items() if name is not None and name not in there}
+    if missing:
+        given = "; ".join(f"data.columns.{key}: no column {name!r}" for key, name in missing.items())
+        hints = dict.fromkeys(hint for name in missing.values() if (hint := nearest(name, there)))
+        fix = " ".join(hints) or "name the table's own columns under data.columns (null for what it does not have)"
+        raise DataError(f"table {place}: {given}", f"columns among: {', '.join(there)}", fix)
+
+
+def _row(number: int, values: dict[str, Any], columns: Columns, base: Path, texts_only: bool) -> _Row:
+    cell = values.get(columns.image)
+    image = str(store_image(cell)) if isinstance(cell, bytes) else _text(cell)
+    path, reason, detail = _image_path(image, base)
+    row = _Row(
+        number=number,
+        image=image,
+        path=path,
+        prompt=(_text(values.get(columns.prompt)) or None) if columns.prompt else None,
+        references=_references(values.get(columns.references), texts_only) if columns.references else (),
+        group=(_text(values.get(columns.group)) or None) if columns.group else None,
+        meta={name: values.get(name) for name in columns.meta},
+        id=_text(values.get(columns.id)) if columns.id else None,
+        detail=detail,
+    )
+    if reason:
+        row.refuse(reason, detail)
+    if columns.references and not row.references:
+        row.refuse(EMPTY_TEXT, f"column {columns.references!r} holds no text")
+    for text in (*row.references, row.prompt or "", row.id or "", row.group or ""):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can spell it, no tokenizer and no file can take it
+            row.refuse(BROKEN_TEXT, f"half of a surrogate pair in {ascii(text[:40])}")
+    if row.id == "":
+        row.refuse(EMPTY_ID, f"column {columns.id!r} is empty")
+    return row
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value).strip()  # not equal to itself: a NaN, which is how pandas writes nothing
+
+
+def _references(value: Any, texts_only: bool) -> tuple[str, ...]:
+    """The texts of a cell: of a list each item, in CSV also of a list written as JSON."""
+    if texts_only and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            items = json.loads(value)
+        except (ValueError, RecursionError):
+            items = None  # a text that merely starts with a bracket
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            value = items
+    items = value if isinstance(value, list | tuple) else [value]
+    return tuple(text for item in items if (text := _text(item)))
+
+
+def _image_path(text: str, base: Path) -> tuple[Path, str, str]:
+    """(path, reason, detail). The detail alone explains a file that turns out to be missing."""
+    if not text:
+        return base, MISSING, "the image cell is empty"
+    if "\0" in text:
+        return base, MISSING, "the path holds a NUL character"
+    if text.startswith(("http://", "https://")):
+        return base, MISSING, "a web address: download the pictures first"
+    foreign_drive = os.name != "nt" and PureWindowsPath(text).drive
+    given = Path(text if os.name == "nt" else text.replace("\\", "/"))
+    path = Path(os.path.normpath(base / given))  # by its letters: a symbolic link within the base folder may lead anywhere
+    if not given.is_absolute() and not path.is_relative_to(base):
+        return path, OUTSIDE, f"{text!r} leads out of {base}; write an absolute path if that is meant"
+    for form in ("NFC", "NFD"):  # macOS archives spell Korean and accented names apart, tables spell them together
+        spelled = Path(unicodedata.normalize(form, str(path)))
+        if spelled != path and not os.path.lexists(path) and os.path.lexists(spelled):
+            path = spelled
+    return path, "", f"no such file; {text!r} is a path of another machine" if foreign_drive else ""
+
+
+# ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _cut(rows: Sequence[_Row], split: Split, base: Path) -> list[str]:
+    """Give every row its split: groups in the order of a seeded hash of their names, cut where the row shares say.
+
+    Groups that share a byte-identical picture are cut as one, else the cut itself would leak. Every split gets at least one group.
+    """
+    names = [name for name, fraction in split.fractions.items() if fraction > 0]
+    groups = [row.group or _portable(row.path, base) for row in rows]
+    first_of = _joined(zip(groups, (row.sha256 for row in rows), strict=True))
+    units = [first_of[group] for group in groups]
+    sizes = Counter(units)
+    if len(sizes) < len(names):
+        given = f"data.split: {len(names)} splits ({', '.join(names)}) from a table with {len(sizes)} group{'s' if len(sizes) > 1 else ''}"
+        raise DataError(given, "at least one group for each split", "fewer splits, or a finer data.columns.group")
+    order = sorted(sizes, key=lambda unit: (hashlib.sha256(f"{split.seed}\0{unit}".encode()).digest(), unit))
+    middles, done = [], 0.0
+    for unit in order:
+        middles.append((done + sizes[unit] / 2) / len(rows))
+        done += sizes[unit]
+    where: dict[str, str] = {}
+    start, share = 0, 0.0
+    for number, name in enumerate(names):
+        share += split.fractions[name]
+        rest = len(names) - number - 1
+        stop = len(order) if rest == 0 else min(max(sum(middle < share for middle in middles), start + 1), len(order) - rest)
+        where |= dict.fromkeys(order[start:stop], name)
+        start = stop
+    for row, unit in zip(rows, units, strict=True):
+        row.split = where[unit]
+    return names
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Group -> the first name among all groups that it is linked to by a picture's hash (union-find)."""
+    parent: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    holder: dict[str, str] = {}
+    for group, sha256 in pairs:
+        parent.setdefault(group, group)
+        if sha256:
+            low, high = sorted((top(group), top(holder.setdefault(sha256, group))))
+            parent[high] = low
+    return {group: top(group) for group in parent}
+
+
+def _portable(path: Path, base: Path) -> str:
+    """A picture's name that is the same on every machine, where there is one."""
+    for folder in (base, cache_dir()):
+        if path.is_relative_to(folder):
+            return path.relative_to(folder).as_posix()
+    return path.as_posix()
+
+
+def _samples(rows: Sequence[_Row], merge: bool) -> list[Sample]:
+    """The samples of one split; refuses rows whose id is taken."""
+    gathered: dict[object, list[_Row]] = defaultdict(list)
+    for row in rows:
+        if not row.reason:
+            together = merge and row.references
+            gathered[(row.path, row.prompt) if together else row.number].append(row)
+    taken: dict[str, int] = {}
+    samples = []
+    for members in gathered.values():
+        first = members[0]
+        if first.name in taken:
+            for row in members:
+                row.refuse(DUPLICATE_ID, f"{first.name!r} is row {taken[first.name]} already")
+            continue
+        taken[first.name] = first.number
+        references = tuple(text for row in members for text in row.references)
+        samples.append(Sample(first.name, first.path, first.prompt, references, first.group, first.meta))
+    return samples
+
+
+def _split_sha256(samples: Iterable[Sample], hashes: dict[Path, str]) -> str:
+    digest = hashlib.sha256()
+    for sample in sorted(samples, key=lambda sample: sample.id):
+        digest.update(json.dumps([sample.id, hashes[sample.image], sample.prompt, sample.references]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _quarantine(rows: Iterable[_Row], file: Path | None) -> list[dict[str, Any]]:
+    bad = [
+        {"split": row.split, "row": row.number, "id": row.name, "image": row.image, "reason": row.reason, "detail": row.detail}
+        for row in rows
+        if row.reason
+    ]
+    if file is not None:
+        write_whole(file, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in bad).encode("utf-8", "backslashreplace"))
+    return bad
+
+
+def _stop_if_too_bad(rows: Sequence[_Row], splits: dict[str, list[Sample]], allowed: float, file: Path | None) -> None:
+    bad = [row for row in rows if row.reason]
+    counts = Counter(row.reason for row in bad)
+    empty = [name for name, samples in splits.items() if not samples]
+    if not empty and len(bad) <= allowed * len(rows):
+        return
+    by_reason = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    first = shown([f"\n  {row.split} row {row.number} ({row.name}, {row.image}): {row.reason}: {row.detail}" for row in bad], 3)
+    mend = f"mend the rows in {file}" if file is not None else "mend these rows"
+    if counts[DUPLICATE_ID]:
+        mend += ", or name another column in data.columns.id (null numbers the rows)"
+    if len(bad) == len(rows):
+        raise DataError(f"none of the {len(rows)} rows can be used: {by_reason}{first}", "usable rows; is data.base_dir right?", mend)
+    if empty:
+        given = f"split {shown(empty)}: no usable row is left: {by_reason}{first}"
+        raise DataError(given, "at least one sample in every split", f"{mend}, or remove the split")
+    given = f"{len(bad)} of {len(rows)} rows ({len(bad) / len(rows):.1%}) cannot be used: {by_reason}{first}"
+    raise DataError(given, f"at most data.max_bad_fraction = {allowed:.1%}", f"{mend}, or raise data.max_bad_fraction to leave them out")
+
+
+def _stop_at_leaks(rows: Sequence[_Row]) -> None:
+    """Compare groups and pictures across splits. Two splits that are only evaluated on may share."""
+    faults = []
+    for what, shared in (("group", _shared((row.group, row.split, row.group) for row in rows if row.group is not None)),
+                         ("picture", _shared((row.sha256, row.split, row.image) for row in rows))):
+        if shared:
+            plural = f"{what}s stand" if len(shared) > 1 else f"{what} stands"
+            faults.append(f"{len(shared)} {plural} in more than one split: {shown(shared)}")
+    if faults:
+        expected = "train and val that share no group and no byte-identical picture with another split"
+        fix = "move all rows of each to one split, or give the one table as data.split, which cuts it by group"
+        raise DataError("leak between splits: " + "; ".join(faults), expected, fix)
+
+
+def _shared(items: Iterable[tuple[str, str, str]]) -> list[str]:
+    """`name (train) = name (test)` for every key that stands in a training split and in another one; items are (key, split, name)."""
+    places: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, split, name in items:
+        places[key].setdefault(split, name)
+    leaks = [found for found in places.values() if len(found) > 1 and _TRAINING_SPLITS & set(found)]
+    return [" = ".join(f"{name} ({split})" for split, name in found.items()) for found in leaks]

@@ -1,0 +1,31 @@
+"""Pixels (or text) to tokens. One file a family; each has `Config` and `build(config) -> Encoder`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from eyegraft.types import ImageSpec, Tokens
+
+
+class Encoder(Protocol):
+    """What every encoder offers.
+
+    Attributes:
+        token_dim: D of the tokens that it gives.
+        image: how its pixels must be prepared; a property of the weights.
+        backbone: the pretrained module, for adapters and checkpoints.
+    """
+
+    token_dim: int
+    image: ImageSpec
+    backbone: nn.Module
+
+    @property
+    def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
+        """Parameters in depth order, stem first; what follows the last block belongs to it."""
+
+    def __call__(self, inputs: Tensor) -> Tokens:
+        """[B, C, H, W] -> Tokens [B, N, D]."""

@@ -1,0 +1,100 @@
+"""Any model of timm that gives a feature map or tokens (Wightman, PyTorch Image Models)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eyegraft.config import Strict
+from eyegraft.errors import PartError, nearest
+from eyegraft.pretrained import ready, resolve
+from eyegraft.types import ImageSpec, Tokens
+
+
+class Config(Strict):
+    """Attributes:
+    model: a model name of timm.
+    weights: `packaged:NAME`, a folder with `model.safetensors`, a `.safetensors` file, or None for timm's own from the hub.
+    pretrained: False gives random weights of the same architecture.
+    """
+
+    model: str
+    weights: str | None = None
+    pretrained: bool = True
+
+
+class TimmEncoder(nn.Module):
+    def __init__(self, backbone: nn.Module, image: ImageSpec) -> None:
+        super().__init__()
+        self.backbone: Any = backbone
+        self.image = image
+        self.token_dim: int = self.backbone.num_features
+        self._channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+
+    @property
+    def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
+        from timm.models import group_parameters
+
+        names = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
+        parameters = dict(self.backbone.named_parameters())
+        groups = [[parameters[name] for name in names[key] if name in parameters] for key in sorted(names)]
+        return [*groups[:-2], groups[-2] + groups[-1]] if len(groups) > 2 else groups  # the last group is the final norm
+
+    def forward(self, inputs: Tensor) -> Tokens:
+        features = self.backbone.forward_features(inputs)
+        if features.ndim == 4:
+            grid = features if self._channels_last else features.permute(0, 2, 3, 1)  # [B, h, w, D]
+            height, width, prefix = grid.shape[1], grid.shape[2], 0
+            features = grid.flatten(1, 2)  # [B, N, D]
+        else:
+            prefix = int(getattr(self.backbone, "num_prefix_tokens", 0))
+            height, width = self.backbone.patch_embed.grid_size
+        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        return Tokens(features, mask, grid=(height, width), num_prefix=prefix)
+
+
+def build(config: Config) -> TimmEncoder:
+    try:
+        ready()
+        import timm
+    except ImportError as error:
+        raise PartError("vision_encoder.kind=timm needs timm, which is not installed", "the extra `timm`", "pip install 'eyegraft[timm]'") from error
+    if not timm.is_model(config.model) and not config.model.startswith("hf-hub:"):
+        raise PartError(f"vision_encoder.model: timm has no {config.model!r}", "a name that timm.list_models() gives", nearest(config.model, timm.list_models()))
+    local = config.pretrained and config.weights is not None
+    backbone = timm.create_model(config.model, pretrained=config.pretrained and not local, num_classes=0)
+    if local:
+        _load(backbone, str(config.weights))
+    settings = timm.data.resolve_model_data_config(backbone)
+    image = ImageSpec(
+        size=settings["input_size"][1:],
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation=settings["interpolation"],
+        fit="squash" if settings["crop_mode"] == "squash" else "crop",
+        crop_fraction=settings["crop_pct"],
+    )
+    return TimmEncoder(backbone, image)
+
+
+def _load(backbone: nn.Module, weights: str) -> None:
+    """Load strictly; only a classifier that the encoder does not have may be left over."""
+    from safetensors.torch import load_file
+
+    place = Path(resolve(weights))
+    file = place / "model.safetensors" if place.is_dir() else place
+    if not file.is_file():
+        raise PartError(f"vision_encoder.weights: no file at {file}", "packaged:NAME, a folder with model.safetensors, or a .safetensors file")
+    result = backbone.load_state_dict(load_file(file), strict=False)
+    extra = [key for key in result.unexpected_keys if not key.startswith(("classifier.", "head.", "fc."))]
+    if result.missing_keys or extra:
+        raise PartError(
+            f"vision_encoder.weights: {file} does not fit: {len(result.missing_keys)} tensors missing ({result.missing_keys[:2]}), "
+            f"{len(extra)} unknown ({extra[:2]})",
+            "weights of the same timm architecture",
+            "check vision_encoder.model",
+        )

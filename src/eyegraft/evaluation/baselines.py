@@ -1,0 +1,78 @@
+"""Answers that need no trained graft. A result that does not beat them says nothing about the image."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from eyegraft.console import progress
+from eyegraft.data.batches import Examples, derived_seed, load_batches
+from eyegraft.data.text import EncodedText
+from eyegraft.errors import DataError
+from eyegraft.model import Graft
+from eyegraft.types import Batch, Sample
+
+RETRIEVAL_LIMIT = 20_000
+"""Training images that retrieval searches at most; a seeded draw of a larger set."""
+
+
+def blank(batch: Batch) -> Batch:
+    """Every pixel the mean colour of the encoder's pretraining data (0 after normalisation)."""
+    return batch.with_input("image", torch.zeros_like(batch.inputs["image"]))
+
+
+def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """Every sample with the image of another one that has other references, where there is one. Prompts and references stay.
+
+    Raises:
+        DataError: there are fewer than two samples.
+    """
+    if len(samples) < 2:
+        raise DataError(f"{len(samples)} sample to shuffle images among", "at least 2", "evaluate on more samples")
+    order = list(range(len(samples)))
+    random.Random(derived_seed("shuffle", seed)).shuffle(order)
+    donors = {}
+    for place, position in enumerate(order):
+        others = (order[(place + step) % len(order)] for step in range(1, len(order)))
+        fallback = order[(place + 1) % len(order)]
+        donors[position] = next((other for other in others if samples[other].references != samples[position].references), fallback)
+    return [replace(sample, image=samples[donors[position]].image) for position, sample in enumerate(samples)]
+
+
+def most_frequent(train: Sequence[Sample], count: int) -> list[str]:
+    """The training set's most frequent reference, for everyone (the first in order of the alphabet among equals)."""
+    tally = Counter(reference for sample in train for reference in sample.references)
+    answer = min(tally, key=lambda text: (-tally[text], text))
+    return [answer] * count
+
+
+def nearest_neighbour(model: Graft, train: Sequence[Sample], samples: Sequence[Sample], *, batch_size: int, num_workers: int, seed: int) -> list[str]:
+    """The first reference of the training image whose pooled encoder tokens are nearest by cosine."""
+    if len(train) > RETRIEVAL_LIMIT:
+        train = random.Random(derived_seed("retrieval", seed)).sample(train, RETRIEVAL_LIMIT)
+    known = _features(model, train, batch_size, num_workers, "features of training images")
+    asked = _features(model, samples, batch_size, num_workers, "features")
+    return [train[int(place)].references[0] for chunk in asked.split(1024) for place in (chunk @ known.T).argmax(1)]
+
+
+@torch.inference_mode()
+def _features(model: Graft, samples: Sequence[Sample], batch_size: int, num_workers: int, label: str) -> Tensor:
+    """[len(samples), D] float32 on the CPU: mean of the encoder's tokens, unit length."""
+    encoder = model.encoders["image"]
+    device = next(encoder.parameters()).device
+    nothing = EncodedText((0,), (0,))
+    examples = Examples(samples, [nothing] * len(samples), encoder.image)  # type: ignore[arg-type]
+    order = [list(range(start, min(start + batch_size, len(samples)))) for start in range(0, len(samples), batch_size)]
+    pooled = []
+    with progress(label, len(samples)) as advance:
+        for batch in load_batches(examples, order, pad_id=0, num_workers=num_workers):
+            tokens = encoder(batch.inputs["image"].to(device))
+            mean = (tokens.values * tokens.mask.unsqueeze(-1)).sum(1) / tokens.mask.sum(1, keepdim=True)  # [B, D]
+            pooled.append(torch.nn.functional.normalize(mean.float(), dim=-1).cpu())
+            advance(len(batch))
+    return torch.cat(pooled)

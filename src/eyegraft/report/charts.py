@@ -1,0 +1,153 @@
+"""Charts of the page: Vega-Lite specifications, rendered to inline SVG when the page is written.
+
+Every colour comes from `COLOURS`; the page's dark style re-colours exactly these values, so a chart reads well on either ground.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import vl_convert
+from markupsafe import Markup
+
+from eyegraft.report.reading import Stage, finite
+
+INK, MUTED, RULE, MODEL, OTHER, BEST = "#23262a", "#676c73", "#e3dfd7", "#0b6b72", "#8c939c", "#b4530a"
+
+COLOURS: Mapping[str, str] = {INK: "#e7e5e0", MUTED: "#a0a5ac", RULE: "#33373c", MODEL: "#5cc4cb", OTHER: "#8e96a0", BEST: "#f0a35e"}
+"""Colour on a light ground -> colour on a dark ground."""
+
+MAX_POINTS = 400
+"""Points of a training curve; longer ones are averaged in equal runs of steps."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Noto Sans KR', sans-serif"
+
+_AXIS = {
+    "labelColor": MUTED,
+    "titleColor": MUTED,
+    "gridColor": RULE,
+    "domain": False,
+    "ticks": False,
+    "labelFontSize": 11,
+    "titleFontSize": 11,
+    "titleFontWeight": "normal",
+    "labelPadding": 6,
+}
+_LABELS = {"labelColor": INK, "labelFontSize": 12, "minExtent": 142}  # room for fonts wider than the one that was measured
+_CONFIG: dict[str, Any] = {
+    "font": FONT,
+    "background": None,
+    "aria": False,
+    "view": {"stroke": None},
+    "axis": _AXIS,
+    "text": {"color": INK, "fontSize": 11},
+    "header": {"labelColor": INK, "labelFontSize": 12, "labelFontWeight": 600, "title": None, "labelAnchor": "start", "labelPadding": 4},
+}
+
+
+def loss_chart(stage: Stage, width: int, height: int = 240) -> Markup | None:
+    """Training and validation loss over the steps, the best checkpoint marked; None without a point to draw."""
+    train = thinned([(row["step"], value) for row in stage.train if (value := finite(row.get("loss"))) is not None])
+    val = [(row["step"], value) for row in stage.val if (value := finite(row.get("val_loss"))) is not None]
+    if not train and not val:
+        return None
+    x = {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False}, "axis": {"grid": False, "tickCount": 5}}
+    y = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 5}}
+    layers: list[dict[str, Any]] = [
+        {"data": points(train), "mark": {"type": "line", "color": OTHER, "strokeWidth": 1.4}, "encoding": {"x": x, "y": y}},
+        {
+            "data": points(val),
+            "mark": {"type": "line", "color": MODEL, "strokeWidth": 2, "point": {"color": MODEL, "size": 34}},
+            "encoding": {"x": x, "y": y},
+        },
+    ]
+    best = finite(stage.info.get("best", {}).get("step")) if isinstance(stage.info.get("best"), Mapping) else None
+    if best is not None:
+        layers.extend(_best_mark(best, [step for step, _ in train + val], x))
+    return render({"width": width, "height": height, "autosize": {"type": "fit", "contains": "padding"}, "layer": layers})
+
+
+def _best_mark(best: float, steps: Sequence[float], x: Mapping[str, Any]) -> list[dict[str, Any]]:
+    right_half = best > (min(steps) + max(steps)) / 2  # the word stands on the side that has room
+    data = {"values": [{"x": best, "word": "best"}]}
+    text = {"type": "text", "align": "right" if right_half else "left", "dx": -5 if right_half else 5, "y": 8, "color": BEST}
+    return [
+        {"data": data, "mark": {"type": "rule", "color": BEST, "strokeDash": [3, 3], "strokeWidth": 1.4}, "encoding": {"x": x}},
+        {"data": data, "mark": {**text, "fontWeight": 600}, "encoding": {"x": x, "text": {"field": "word"}}},
+    ]
+
+
+def learning_rate_chart(stage: Stage, width: int, height: int = 240) -> Markup | None:
+    """The learning rate over the steps; None without two points."""
+    rates = [(row["step"], value) for row in stage.train if (value := finite(row.get("learning_rate"))) is not None]
+    if len(rates) < 2:
+        return None
+    label = "datum.value == 0 ? '0' : format(datum.value, '~e')"
+    x = {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False}, "axis": {"grid": False, "tickCount": 3}}
+    y = {"field": "y", "type": "quantitative", "title": None, "axis": {"tickCount": 3, "labelExpr": label}}
+    title = {"text": "learning rate", "anchor": "start", "fontSize": 11, "fontWeight": "normal", "color": MUTED}
+    size = {"width": width, "height": height, "autosize": {"type": "fit", "contains": "padding"}, "title": title}
+    mark = {"type": "line", "color": MUTED, "strokeWidth": 1.4}
+    return render({**size, "data": points(thinned(rates)), "mark": mark, "encoding": {"x": x, "y": y}})
+
+
+def interval_chart(rows: Sequence[Mapping[str, Any]], systems: Sequence[str], columns: int, panel_width: int) -> Markup | None:
+    """One panel per metric: a dot per system and a line for its interval.
+
+    Args:
+        rows: {metric, system, value, low, high, model}; low and high may be None; `model` tells the model from the baselines.
+        systems: labels from top to bottom.
+    """
+    if not rows:
+        return None
+    y = {"field": "system", "type": "nominal", "sort": list(systems), "title": None, "axis": _LABELS}
+    axis = {"title": None, "tickCount": 3, "labelOverlap": "greedy", "labelFlush": False}
+    colour = {"condition": {"test": "datum.model", "value": MODEL}, "value": OTHER}
+    # the model is filled and larger, so that it stands out without colour too
+    dot = {"size": {"condition": {"test": "datum.model", "value": 90}, "value": 55}, "stroke": colour, "strokeWidth": {"value": 1.6}}
+    dot["fill"] = {"condition": {"test": "datum.model", "value": MODEL}, "value": None}
+    layers = [
+        {
+            "transform": [{"filter": "isValid(datum.low) && isValid(datum.high)"}],
+            "mark": {"type": "rule", "strokeWidth": 2},
+            "encoding": {"y": y, "x": {"field": "low", "type": "quantitative", "axis": axis}, "x2": {"field": "high"}, "stroke": colour},
+        },
+        {
+            "mark": {"type": "point", "opacity": 1},
+            "encoding": {"y": y, "x": {"field": "value", "type": "quantitative", "axis": axis}, **dot},
+        },
+    ]
+    return render(
+        {
+            "data": {"values": [dict(row) for row in rows]},
+            "facet": {"field": "metric", "type": "nominal", "sort": list(dict.fromkeys(str(row["metric"]) for row in rows))},
+            "columns": columns,
+            "spacing": {"row": 26, "column": 26},
+            "resolve": {"scale": {"x": "independent"}},
+            "spec": {"width": panel_width, "height": {"step": 24}, "layer": layers},
+        }
+    )
+
+
+def thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MAX_POINTS` points, each the mean of a run of neighbours."""
+    if len(curve) <= MAX_POINTS:
+        return list(curve)
+    bounds = [len(curve) * index // MAX_POINTS for index in range(MAX_POINTS + 1)]
+    runs = [curve[start:end] for start, end in pairwise(bounds)]
+    return [(sum(x for x, _ in run) / len(run), sum(y for _, y in run) / len(run)) for run in runs]
+
+
+def points(curve: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    return {"values": [{"x": x, "y": y} for x, y in curve]}
+
+
+def render(spec: Mapping[str, Any]) -> Markup:
+    """A specification as SVG to stand inside HTML: scalable, without namespaces or links that point outside."""
+    svg: str = vl_convert.vegalite_to_svg({**spec, "config": _CONFIG})
+    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+    return Markup(svg)  # vl_convert escapes the text that it draws

@@ -1,0 +1,254 @@
+"""The page of a run: one HTML file with its pictures and charts inside, readable offline and safe to send on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from markupsafe import Markup
+
+from eyegraft.report import charts, words
+from eyegraft.report.gallery import MAX_CARDS, THUMBNAIL_PX, Gallery, build_gallery
+from eyegraft.report.reading import Run, Stage, finite, mapping, read_run
+
+MODEL, BLANK = "model", "blank_image"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value and the ends of its 95 % interval, each None where it is unknown."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def known(self) -> bool:
+        return self.low is not None and self.high is not None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence with a colour and a sign.
+
+    Attributes:
+        tone: `good`, `unclear` or `bad`.
+    """
+
+    tone: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SplitView:
+    """All that the page says about one evaluated split."""
+
+    name: str
+    info: Mapping[str, Any]
+    metric: str
+    higher: bool
+    headline: Figure
+    verdicts: list[Verdict]
+    metrics: list[str]
+    directions: dict[str, bool]
+    systems: list[str]
+    table: dict[str, dict[str, Figure]]
+    best: dict[str, str]
+    wide: Markup | None
+    narrow: Markup | None
+    gallery: Gallery
+
+    @property
+    def tone(self) -> str:
+        tones = {verdict.tone for verdict in self.verdicts}
+        return next((tone for tone in ("bad", "unclear", "good") if tone in tones), "none")
+
+
+@dataclass(frozen=True)
+class StageView:
+    """Curves and the trainable table of one stage, the charts in two widths."""
+
+    name: str
+    info: Mapping[str, Any]
+    best: Mapping[str, Any]
+    trainable: list[Mapping[str, Any]]
+    loss_wide: Markup | None
+    loss_narrow: Markup | None
+    rate_wide: Markup | None
+    rate_narrow: Markup | None
+
+
+def write_page(folder: Path) -> Path:
+    """Write `report.html` into a run folder, in one move, so that a reader never meets half a page.
+
+    Raises:
+        RunError: there is no readable `run.json`.
+    """
+    run = read_run(folder)
+    page = _environment().get_template("page.html.j2").render(_context(run))
+    target = folder / "report.html"
+    draft = folder / f".report.{os.getpid()}.html"
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def _environment() -> Environment:
+    # chainable: a key that an older or unfinished run does not have leaves a gap, not an exception
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for spoken in (words.plain, words.system_label, words.number, words.count, words.duration, words.moment, words.answer_text, mapping):
+        environment.filters[spoken.__name__] = spoken
+    environment.globals.update(counted=words.counted, share=words.share)
+    return environment
+
+
+def _context(run: Run) -> dict[str, Any]:
+    data = mapping(run.info.get("data"))
+    return {
+        "info": run.info,
+        "title": str(run.info.get("title") or run.info.get("recipe") or run.folder.name),
+        "data": data,
+        "data_splits": {name: mapping(row) for name, row in mapping(data.get("splits")).items()},
+        "quarantined": mapping(data.get("quarantined")),
+        "versions": mapping(run.info.get("versions")),
+        "remarks": run.remarks,
+        "recipe": run.recipe,
+        "stages": [_stage_view(stage) for stage in run.stages],
+        "splits": [_split_view(run, name) for name in _split_order(run)],
+        "colours": charts.COLOURS,
+        "font": Markup(charts.FONT),  # a constant of ours, with quotes that belong into the style sheet
+        "system_notes": words.SYSTEM_NOTES,
+        "max_cards": MAX_CARDS,
+        "thumbnail_px": THUMBNAIL_PX,
+    }
+
+
+def _split_order(run: Run) -> list[str]:
+    """Test splits first: they carry the result."""
+    return sorted(run.evaluations, key=lambda name: (not name.startswith("test"), name))
+
+
+def _stage_view(stage: Stage) -> StageView:
+    rows = stage.info.get("trainable")
+    return StageView(
+        name=stage.name,
+        info=stage.info,
+        best=mapping(stage.info.get("best")),
+        trainable=[mapping(row) for row in rows] if isinstance(rows, list) else [],
+        loss_wide=charts.loss_chart(stage, 660),
+        loss_narrow=charts.loss_chart(stage, 330, 220),
+        rate_wide=charts.learning_rate_chart(stage, 280),
+        rate_narrow=charts.learning_rate_chart(stage, 330, 110),
+    )
+
+
+def _split_view(run: Run, name: str) -> SplitView:
+    info = run.evaluations[name]
+    written = mapping(info.get("systems"))
+    table = {system: {metric: _figure(value) for metric, value in mapping(values).items()} for system, values in written.items()}
+    systems = sorted(table, key=lambda system: system != MODEL)  # stable: the model first, the rest as written
+    metrics = list(dict.fromkeys(metric for system in systems for metric in table[system]))
+    directions = {metric: words.higher_is_better(metric, info) for metric in metrics}
+    metric = next(iter(table.get(MODEL, {})), metrics[0] if metrics else "")
+    rows = _chart_rows(table, systems, metrics)
+    labels = [words.system_label(system) for system in systems]
+    return SplitView(
+        name=name,
+        info=info,
+        metric=metric,
+        higher=directions.get(metric, True),
+        headline=table.get(MODEL, {}).get(metric, Figure()),
+        verdicts=_verdicts(info, table, metric, directions.get(metric, True)),
+        metrics=metrics,
+        directions=directions,
+        systems=systems,
+        table=table,
+        best={name: system for name in metrics if (system := _best_system(table, list(table), name, directions[name]))},
+        wide=charts.interval_chart(rows, labels, columns=3, panel_width=245),
+        narrow=charts.interval_chart(rows, labels, columns=1, panel_width=186),
+        gallery=build_gallery(run.samples.get(name, []), info, metrics, run.folder),
+    )
+
+
+def _figure(value: Any) -> Figure:
+    if isinstance(value, Mapping):
+        return Figure(finite(value.get("value")), finite(value.get("low")), finite(value.get("high")))
+    return Figure(finite(value))
+
+
+def _chart_rows(table: Mapping[str, Mapping[str, Figure]], systems: Sequence[str], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    cells = [(metric, system, table[system].get(metric, Figure())) for metric in metrics for system in systems]
+    return [
+        {
+            "metric": words.plain(metric),
+            "system": words.system_label(system),
+            "value": figure.value,
+            "low": figure.low,
+            "high": figure.high,
+            "model": system == MODEL,
+        }
+        for metric, system, figure in cells
+        if figure.value is not None
+    ]
+
+
+def _best_system(table: Mapping[str, Mapping[str, Figure]], systems: Sequence[str], metric: str, higher: bool) -> str | None:
+    known = {system: value for system in systems if (value := table[system].get(metric, Figure()).value) is not None}
+    if not known:
+        return None
+    return max(known, key=lambda system: known[system] if higher else -known[system])
+
+
+def _verdicts(info: Mapping[str, Any], table: Mapping[str, Mapping[str, Figure]], metric: str, higher: bool) -> list[Verdict]:
+    """Against the best baseline, and against the model that sees nothing: the two questions that decide whether a result is one."""
+    value = table.get(MODEL, {}).get(metric, Figure()).value
+    if value is None:
+        return []
+    rival = _best_system(table, [system for system in table if system != MODEL], metric, higher)
+    if rival is None:
+        return [Verdict("unclear", "There is no baseline to compare with.")]
+    differences = mapping(info.get("differences"))
+
+    def difference(system: str) -> Figure:
+        found = _figure(mapping(differences.get(system)).get(metric))
+        other = table[system][metric].value
+        return found if found.value is not None or other is None else Figure(value - other)
+
+    named = f"the best baseline, {words.system_label(rival).lower()} ({_range(table[rival][metric])})"
+    verdicts = [_verdict(difference(rival), higher, f"Better than {named}", f"Worse than {named}", f"No clear lead over {named}")]
+    if rival != BLANK and table.get(BLANK, {}).get(metric, Figure()).value is not None:
+        seen = (
+            "It uses the picture: better than with a blank one",
+            "Worse than with a blank picture",
+            "No clear sign that it uses the picture",
+        )
+        verdicts.append(_verdict(difference(BLANK), higher, *seen))
+    return verdicts
+
+
+def _verdict(difference: Figure, higher: bool, better: str, worse: str, unclear: str) -> Verdict:
+    """A lead counts when its whole interval lies on one side of zero."""
+    amount = f"difference {words.number(difference.value, signed=True)}"
+    if difference.low is None or difference.high is None:
+        lead = (difference.value or 0.0) * (1 if higher else -1)
+        text = better if lead > 0 else worse if lead < 0 else unclear
+        return Verdict("bad" if lead < 0 else "unclear", f"{text}: {amount}, interval unknown.")
+    low, high = (difference.low, difference.high) if higher else (-difference.high, -difference.low)
+    ends = f"{amount}, from {words.number(difference.low, signed=True)} to {words.number(difference.high, signed=True)}."
+    if low > 0:
+        return Verdict("good", f"{better}: {ends}")
+    return Verdict("bad", f"{worse}: {ends}") if high < 0 else Verdict("unclear", f"{unclear}: {ends}")
+
+
+def _range(figure: Figure) -> str:
+    value = words.number(figure.value)
+    return f"{value}, {words.number(figure.low)} to {words.number(figure.high)}" if figure.known else value

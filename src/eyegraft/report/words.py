@@ -1,0 +1,126 @@
+"""How the page says things: numbers, durations, names of systems and metrics, which way is better."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eyegraft.report.reading import finite, mapping
+
+SYSTEM_LABELS = {
+    "model": "Model",
+    "blank_image": "Blank image",
+    "shuffled_image": "Shuffled images",
+    "most_frequent": "Most frequent answer",
+    "nearest_neighbour": "Nearest neighbour",
+}
+
+SYSTEM_NOTES = {
+    "model": "the trained model",
+    "blank_image": "the same model, shown an empty picture",
+    "shuffled_image": "the same model, shown the picture of another sample",
+    "most_frequent": "the most frequent training answer, always",
+    "nearest_neighbour": "the answer of the most similar training picture",
+}
+
+_LOWER_IS_BETTER = frozenset({"loss", "error", "rmse", "mae", "mse", "nll", "perplexity", "brier", "ece", "wer", "cer", "bias", "seconds"})
+
+_SPELLING = {
+    "bleu": "BLEU",
+    "rouge": "ROUGE",
+    "l": "L",
+    "f1": "F1",
+    "cider": "CIDEr",
+    "chrf": "chrF",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "auc": "AUC",
+}
+
+MAX_TEXT = 600
+"""Characters shown of one answer; a report of several pages would drown the gallery."""
+
+
+def system_label(name: str) -> str:
+    return SYSTEM_LABELS.get(name, plain(name).capitalize())
+
+
+def plain(name: str) -> str:
+    """`exact_match` -> `exact match`, `rouge_l` -> `ROUGE L`."""
+    return " ".join(_SPELLING.get(word, word) for word in name.split("_"))
+
+
+def higher_is_better(metric: str, evaluation: Mapping[str, Any]) -> bool:
+    """What the evaluation declares, else a guess from the words of the name (`rmse_kelvin`, `val_loss`)."""
+    declared = mapping(evaluation.get("higher_is_better")).get(metric)
+    if isinstance(declared, bool):
+        return declared
+    return not _LOWER_IS_BETTER & set(metric.lower().split("_"))
+
+
+def number(value: Any, signed: bool = False) -> str:
+    """A score or a rate in about three digits, `–` where there is none."""
+    amount = finite(value)
+    if amount is None:
+        return "–"
+    size = abs(amount)
+    if 0 < size < 0.001:
+        mantissa, exponent = f"{amount:.1e}".split("e")
+        text = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    else:
+        text = f"{amount:,.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
+    text = text.replace("-", "−", 1) if text.startswith("-") else text
+    return f"+{text}" if signed and amount > 0 else text
+
+
+def count(value: Any) -> str:
+    amount = finite(value)
+    return "–" if amount is None else f"{amount:,.0f}"
+
+
+def counted(value: Any, word: str) -> str:
+    """`1 sample`, `2 samples`."""
+    return f"{count(value)} {word}" if value == 1 else f"{count(value)} {word}s"
+
+
+def duration(value: Any) -> str:
+    seconds = finite(value)
+    if seconds is None:
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def share(part: Any, whole: Any) -> str:
+    a, b = finite(part), finite(whole)
+    if a is None or not b:
+        return "–"
+    percent = 100 * a / b
+    return f"{percent:.2f} %" if 0 < percent < 1 else f"{percent:.0f} %"
+
+
+def moment(value: Any) -> str:
+    """An ISO time, down to the minute, in the zone in which it was written."""
+    text = str(value or "")
+    date, _, time = text.partition("T")
+    zone = " UTC" if text.endswith(("Z", "+00:00")) else ""
+    return f"{date} {time[:5]}{zone}".strip() or "–"
+
+
+def answer_text(value: Any) -> str:
+    """An answer or reference of any task as one line of text, cut at `MAX_TEXT` characters."""
+    if value is None:
+        text = "–"
+    elif isinstance(value, str):
+        text = value
+    elif isinstance(value, float):
+        text = number(value)
+    elif isinstance(value, Sequence):
+        text = ", ".join(answer_text(item) for item in value)
+    else:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT].rstrip()} … ({len(text):,} characters)"

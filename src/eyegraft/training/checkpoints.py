@@ -1,0 +1,230 @@
+"""Checkpoint directories: written whole or not at all, verified by hash, and free of pickle.
+
+    config.json          what this is: stage, step, epoch, lineage, tensors and adapters inside
+    model.safetensors    every tensor outside adapters that was ever trained
+    adapter/<part>/      adapters in PEFT's own format
+    tokenizer/           the language model's, where there is one
+    recipe.yaml          the resolved recipe
+    optimizer.safetensors, trainer.json    what resuming needs; only in `latest`
+    manifest.json        SHA-256 of every file above
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from eyegraft.config import Recipe
+from eyegraft.errors import RunError, shown
+from eyegraft.model import Graft
+from eyegraft.tuning import canonical
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turn a full disk into an error that says what is safe."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # safetensors wraps the system's error into its own
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if not full and not any(text in str(error) for text in ("No space left", "File too large", "os error 28", "os error 27", "quota")):
+            raise
+        raise RunError(
+            f"no room to write {place}: {error}", "free disk space", "free some space and run the same command: it goes on from the last whole checkpoint"
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    folder: Path,
+    model: Graft,
+    recipe: Recipe,
+    *,
+    saved: set[str],
+    facts: Mapping[str, Any],
+    extra_modules: Mapping[str, nn.Module] | None = None,
+    optimizer: Mapping[str, Tensor] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint beside `folder` and put it in its place; the one before stays as `<folder>.previous` until the next save.
+
+    Args:
+        saved: canonical names of the tensors to keep (see `TrainablePlan.saved`).
+        facts: stage, step, epoch, lineage and metric, for `config.json`.
+        extra_modules: an objective with parameters, as {"objective": module}.
+        optimizer: flat optimiser tensors; trainer: loop position.
+    """
+    working, previous = folder.with_name(f"{folder.name}.writing"), folder.with_name(f"{folder.name}.previous")
+    shutil.rmtree(working, ignore_errors=True)
+    with disk_errors(folder):
+        working.mkdir(parents=True)
+        tensors = _trained_tensors(model, saved, extra_modules or {})
+        save_file(tensors, working / "model.safetensors")
+        adapters = _save_adapters(model, working)
+        tokenizer = getattr(model.head, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(working / "tokenizer")
+        (working / "recipe.yaml").write_text(yaml.safe_dump(recipe.plain(), allow_unicode=True, sort_keys=False), encoding="utf-8")
+        config = {"format": FORMAT, **facts, "tensors": sorted(tensors), "adapters": adapters}
+        (working / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+        if optimizer is not None and trainer is not None:
+            save_file(dict(optimizer), working / "optimizer.safetensors")
+            (working / "trainer.json").write_text(json.dumps(trainer), encoding="utf-8")
+        _write_manifest(working)
+        if folder.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+        working.rename(folder)
+        _sync_folder(folder.parent)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint under a name: itself, one that was complete but not yet in place, or the one before. Damaged ones are
+    passed over with a message."""
+    found: list[tuple[int, Path]] = []
+    for candidate in (folder, folder.with_name(f"{folder.name}.writing"), folder.with_name(f"{folder.name}.previous")):
+        if not candidate.is_dir():
+            continue
+        fault = damage(candidate)
+        if fault is None:
+            found.append((int(read_config(candidate)["step"]), candidate))
+        elif candidate == folder or fault != "not finished":
+            log.warning("passing over %s: %s", candidate, fault)
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint directory, or None when every file is there and has its hash."""
+    try:
+        manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "not finished"
+    except (OSError, ValueError) as error:
+        return f"manifest.json cannot be read ({error})"
+    wrong = [name for name, digest in manifest.items() if not (folder / name).is_file() or file_sha256(folder / name) != digest]
+    return f"{shown(wrong)} missing or changed" if wrong else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("format") != FORMAT:
+        raise RunError(f"{folder}: checkpoint format {config.get('format')!r}", f"format {FORMAT}", "use the version of eyegraft that wrote it")
+    return config
+
+
+def load_weights(folder: Path, model: Graft, extra_modules: Mapping[str, nn.Module] | None = None) -> set[str]:
+    """Put a checkpoint's tensors and adapters into a freshly assembled model; gives the canonical names of the tensors.
+
+    Raises:
+        RunError: the checkpoint is damaged or does not fit the model.
+    """
+    fault = damage(folder)
+    if fault:
+        raise RunError(f"{folder}: {fault}", "a whole checkpoint", "use another checkpoint of the run, such as latest or latest.previous")
+    config = read_config(folder)
+    for part in config["adapters"]:
+        _load_adapter(folder / "adapter" / part, model.parts()[part])
+    tensors = load_file(folder / "model.safetensors")
+    targets = _state(model, extra_modules or {})
+    unknown = sorted(set(tensors) - set(targets))
+    wrong = [name for name in tensors if name in targets and tensors[name].shape != targets[name].shape]
+    if unknown or wrong:
+        raise RunError(f"{folder} does not fit this model: {shown(unknown + wrong, 3)}", "a checkpoint of the same recipe", "load it with the recipe.yaml beside it")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            targets[name].copy_(tensor)
+    return set(tensors)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _state(model: nn.Module, extra_modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    state = {canonical(name): tensor for name, tensor in model.state_dict(keep_vars=False).items() if ".lora_" not in name}
+    for prefix, module in extra_modules.items():
+        state |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+    return state
+
+
+def _trained_tensors(model: nn.Module, saved: set[str], extra_modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    state = _state(model, extra_modules)
+    wanted = {name for name in state if name in saved or name.split(".")[0] in extra_modules}
+    return {name: state[name].detach().cpu().contiguous() for name in sorted(wanted)}
+
+
+def _save_adapters(model: Graft, folder: Path) -> list[str]:
+    from peft import PeftModel, get_peft_model_state_dict
+
+    names = []
+    for name, part in model.parts().items():
+        backbone = getattr(part, "backbone", None)
+        if isinstance(backbone, PeftModel):
+            place = folder / "adapter" / name
+            place.mkdir(parents=True)
+            state = get_peft_model_state_dict(backbone)
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, place / "adapter_model.safetensors")
+            backbone.peft_config["default"].save_pretrained(str(place))
+            names.append(name)
+    return names
+
+
+def _load_adapter(folder: Path, part: Any) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+
+    if not isinstance(part.backbone, PeftModel):
+        part.backbone = get_peft_model(part.backbone, LoraConfig.from_pretrained(str(folder)))
+    result = set_peft_model_state_dict(part.backbone, load_file(folder / "adapter_model.safetensors"))
+    if result.unexpected_keys:
+        raise RunError(f"{folder} does not fit this model: {shown(result.unexpected_keys, 3)}", "the adapter of the same base model", "check head.model")
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for file in (*files, path):
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # Windows cannot open a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,317 @@
+"""One stage of training, on Lightning Fabric. Everything random is a pure function of (seed, stage, step), so that a run that was killed at
+any moment goes on to the same bits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eyegraft.answering import answer_samples
+from eyegraft.config import Recipe, Settings
+from eyegraft.console import progress
+from eyegraft.data.batches import Examples, batch_order, derived_seed, load_batches
+from eyegraft.errors import TrainingError, shown
+from eyegraft.model import Graft
+from eyegraft.tasks import Task
+from eyegraft.training.checkpoints import load_weights, save_checkpoint
+from eyegraft.training.schedule import rate_factor
+from eyegraft.training.trackers import MetricsFile, Row
+from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
+from eyegraft.types import Batch, Sample
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """Where a stage stands: all that resuming needs besides tensors."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    window_loss: float = 0.0
+    window_count: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+    best: float | None = None
+    best_epoch: int = -1
+    best_step: int = -1
+    epochs_without_better: int = 0
+    scaler: dict[str, Any] | None = None
+
+
+class Sealed:
+    """Carries a batch through wrappers that would otherwise take it apart."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+
+class LossStep(nn.Module):
+    """Model and objective as one module, so that precision and data parallelism wrap both."""
+
+    def __init__(self, model: Graft, objective: nn.Module) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor]:
+        loss = self.objective(self.model(sealed.batch), sealed.batch)
+        return loss.sums, loss.counts
+
+
+@dataclass
+class StageData:
+    """What a stage reads."""
+
+    train: Examples
+    val: Examples | None
+    val_samples: Sequence[Sample]
+    pad_id: int
+    num_workers: int
+
+
+class StageTrainer:
+    """Trains one stage from its first step, or from where `latest` stands."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: str,
+        folder: Path,
+        fabric: Any,
+        model: Graft,
+        objective: Any,
+        task: Task,
+        plan: TrainablePlan,
+        data: StageData,
+        trackers: Iterable[Callable[[Row], None]],
+        lineage: Sequence[str],
+    ) -> None:
+        self.recipe, self.stage, self.folder, self.fabric = recipe, stage, folder, fabric
+        self.model, self.objective, self.task, self.plan, self.data = model, objective, task, plan, data
+        self.settings: Settings = recipe.stage(stage)
+        self.trackers, self.lineage = list(trackers), list(lineage)
+        self.at = Position()
+        self.step_module, self.optimizer = fabric.setup(
+            LossStep(model, objective), torch.optim.AdamW([{**group} for group in plan.groups], betas=self.settings.betas)
+        )
+        batches = math.ceil(len(data.train) / self.settings.batch_size)
+        self.steps_per_epoch = math.ceil(batches / self.settings.gradient_accumulation)
+        planned = self.steps_per_epoch * self.settings.epochs
+        self.total_steps = min(planned, self.settings.max_steps or planned)
+        self.metrics: MetricsFile | None = None
+        self._saved_at = time.monotonic()
+
+    # ── the whole stage ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, resume_from: Path | None = None) -> Position:
+        """Train to the end of the stage; gives the last position.
+
+        Raises:
+            TrainingError: the plan is not what trains, or the loss is not finite.
+        """
+        if resume_from is not None:
+            self._restore(resume_from)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.at.rows)
+        if resume_from is None:
+            self._probe()
+        started, before = time.monotonic(), self.at.seconds
+        with progress(f"stage {self.stage}", self.total_steps, done=self.at.step) as advance:
+            while self.at.epoch < self.settings.epochs and self.at.step < self.total_steps and not self._stopped():
+                self._epoch(advance, lambda: before + time.monotonic() - started)
+        return self.at
+
+    def _stopped(self) -> bool:
+        patience = self.settings.early_stopping.patience
+        return patience is not None and self.at.epochs_without_better >= patience
+
+    def _epoch(self, advance: Any, clock: Callable[[], float]) -> None:
+        set_training_mode(self.step_module)
+        lengths = [len(text.input_ids) for text in self.data.train.texts]
+        order = batch_order(lengths, self.settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch)
+        seed = (self.recipe.seed, self.stage, self.at.epoch)
+        loaded = load_batches(self.data.train, order[self.at.batch :], pad_id=self.data.pad_id, seed=seed, num_workers=self.data.num_workers)
+        while group := list(islice(loaded, self.settings.gradient_accumulation)):
+            loss = self._step(group)
+            self.at.batch += len(group)
+            self.at.seconds = clock()
+            advance(note=f"loss {loss:.3f}" if loss is not None else "")
+            if self.at.step >= self.total_steps:
+                break
+            if self.at.batch < len(order) and self._time_to_save():
+                self._save("latest")
+        self._end_epoch(clock)
+
+    def _step(self, group: Sequence[Batch]) -> float | None:
+        """One optimiser step over a group of batches; the loss is the mean over all learned tokens of the group."""
+        settings, at = self.settings, self.at
+        torch.manual_seed(derived_seed("step", self.recipe.seed, self.stage, at.step))
+        factor = rate_factor(settings.scheduler_type, at.step, self.total_steps, settings.warmup_ratio)
+        for group_settings, planned in zip(self.optimizer.param_groups, self.plan.groups, strict=True):
+            group_settings["lr"] = planned["lr"] * factor
+        total = sum(float(self.objective.counts(batch).sum()) for batch in group)
+        summed = 0.0
+        for batch in group:
+            sums, _ = self.step_module(Sealed(batch.to(self.fabric.device)))
+            self.fabric.backward(sums.sum() / total)
+            summed += float(sums.detach().sum())
+        if not math.isfinite(summed):
+            ids = [sample.id for batch in group for sample in batch.samples]
+            raise TrainingError(
+                f"the loss of stage {self.stage!r} is {summed} at step {at.step} (samples {shown(ids)})",
+                "a finite loss",
+                "lower train.learning_rate, or use train.precision=32-true; the last checkpoint is whole and the same command goes on from it",
+            )
+        if settings.max_grad_norm is not None:
+            self.fabric.clip_gradients(self.step_module, self.optimizer, max_norm=settings.max_grad_norm, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        at.step += 1
+        at.window_loss += summed
+        at.window_count += total
+        at.tokens += int(total)
+        if at.step % settings.log_every == 0 or at.step == self.total_steps:
+            return self._log_window(factor)
+        return None
+
+    def _log_window(self, factor: float) -> float:
+        at = self.at
+        loss = at.window_loss / at.window_count
+        row = {"kind": "train", "epoch": at.epoch, "step": at.step, "loss": loss, "learning_rate": self.settings.learning_rate * factor}
+        self._write({**row, "tokens": at.tokens, "seconds": round(at.seconds, 2)})
+        at.window_loss = at.window_count = 0.0
+        return loss
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        assert self.metrics is not None
+        self.metrics(row)
+        self.at.rows = self.metrics.rows
+        for track in self.trackers:
+            track(row)
+
+    # ── the end of an epoch ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _end_epoch(self, clock: Callable[[], float]) -> None:
+        at, rule = self.at, self.settings.early_stopping
+        values = self._validate() if self.data.val is not None else {}
+        at.seconds = clock()
+        better = True  # without a validation split the last epoch is the best known
+        if values:
+            self._write({"kind": "val", "epoch": at.epoch, "step": at.step, **values, "seconds": round(at.seconds, 2)})
+            if rule.metric not in values:
+                raise TrainingError(f"early_stopping.metric={rule.metric!r}", f"one of {', '.join(values)}", "set train.early_stopping.metric")
+            value = values[rule.metric]
+            better = at.best is None or (value < at.best if rule.mode == "min" else value > at.best)
+            if better:
+                at.best = value
+            log.info("epoch %d of %d, step %d: %s%s", at.epoch + 1, self.settings.epochs, at.step, _values(values), "  best so far" if better else "")
+        at.epochs_without_better = 0 if better else at.epochs_without_better + 1
+        if better:
+            at.best_epoch, at.best_step = at.epoch, at.step
+        at.epoch, at.batch = at.epoch + 1, 0
+        if better:
+            self._save("best", resumable=False)
+        self._save("latest")
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        assert self.data.val is not None
+        self.step_module.eval()
+        count = len(self.data.val)
+        order = [list(range(start, min(start + self.settings.batch_size, count))) for start in range(0, count, self.settings.batch_size)]
+        loss = tokens = 0.0
+        for batch in load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers):
+            sums, counts = self.step_module(Sealed(batch.to(self.fabric.device)))
+            loss += float(sums.sum())
+            tokens += float(counts.sum())
+        values = {"val_loss": loss / tokens}
+        if self.settings.early_stopping.metric != "val_loss":  # answers cost far more than a loss: made only where they decide
+            answers = answer_samples(self.model, self.task, self.data.val_samples, batch_size=self.recipe.evaluation.batch_size, label="validating")
+            values |= {f"val_{name}": value for name, value in self.task.score(answers, self.data.val_samples).corpus.items()}
+        return values
+
+    # ── probe, save, restore ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _probe(self) -> None:
+        set_training_mode(self.step_module)
+        first = batch_order([len(text.input_ids) for text in self.data.train.texts], 2, seed=self.recipe.seed, epoch=0)[0]
+        torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
+        for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
+            prove(self.step_module, self.step_module, Sealed(batch.to(self.fabric.device)), self.fabric.backward)
+
+    def _time_to_save(self) -> bool:
+        every = self.settings.checkpoint_every
+        return (every is not None and self.at.step % every == 0) or time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes
+
+    def _save(self, name: str, resumable: bool = True) -> None:
+        at = self.at
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        at.scaler = scaler.state_dict() if scaler is not None else None
+        facts = {
+            "stage": self.stage,
+            "step": at.step,
+            "epoch": at.epoch,
+            "lineage": [*self.lineage, self.stage],
+            "metric": self.settings.early_stopping.metric,
+            "best": at.best,
+        }
+        save_checkpoint(
+            self.folder / name,
+            self.model,
+            self.recipe,
+            saved=self.plan.saved,
+            facts=facts,
+            extra_modules=_with_state(self.objective),
+            optimizer=self._optimizer_tensors() if resumable else None,
+            trainer=asdict(at) if resumable else None,
+        )
+        self._saved_at = time.monotonic()
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [
+            (canonical(name), parameter)
+            for planned in self.plan.groups
+            for name, parameter in zip(planned["names"], planned["params"], strict=True)
+        ]
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        state = self.optimizer.optimizer.state
+        return {
+            f"{name}|{key}": value.detach().cpu().contiguous()
+            for name, parameter in self._named_parameters()
+            for key, value in state.get(parameter, {}).items()
+        }
+
+    def _restore(self, folder: Path) -> None:
+        load_weights(folder, self.model, _with_state(self.objective))
+        self.at = Position(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))
+        parameters = dict(self._named_parameters())
+        state = self.optimizer.optimizer.state
+        for key, value in load_file(folder / "optimizer.safetensors").items():
+            name, slot = key.rsplit("|", 1)
+            parameter = parameters[name]
+            state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and self.at.scaler is not None:
+            scaler.load_state_dict(self.at.scaler)
+        log.info("going on from %s: epoch %d, step %d", folder, self.at.epoch + 1, self.at.step)
+
+
+def _with_state(objective: Any) -> dict[str, nn.Module]:
+    return {"objective": objective} if isinstance(objective, nn.Module) and objective.state_dict() else {}
+
+
+def _values(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())

@@ -1,0 +1,195 @@
+"""Run folders: `<root>/<experiment>/<timestamp>/`, found again, locked against a second process, described by `run.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from eyegraft.config import Recipe, validate
+from eyegraft.data.samples import PreparedData
+from eyegraft.errors import RunError
+from eyegraft.training.checkpoints import find_checkpoint, write_atomically
+
+log = logging.getLogger(__name__)
+_PACKAGES = ("eyegraft", "torch", "transformers", "peft", "timm", "lightning-fabric", "safetensors", "numpy", "pillow", "sacrebleu")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass
+class Run:
+    """One run on disk.
+
+    Attributes:
+        folder: where it is kept.
+        recipe: the resolved recipe that it was started with.
+        facts: what `run.json` holds.
+    """
+
+    folder: Path
+    recipe: Recipe
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> None:
+        write_atomically(self.folder / "run.json", json.dumps(self.facts, indent=1, ensure_ascii=False))
+
+    def note_stage(self, name: str, **facts: Any) -> None:
+        self.facts["stages"].setdefault(name, {}).update(facts)
+        self.save()
+
+    def is_finished(self, stage: str) -> bool:
+        return bool(self.facts["stages"].get(stage, {}).get("status") == "finished")
+
+    def note_data(self, data: PreparedData) -> None:
+        """Write down what the data are; on resume, refuse other ones.
+
+        Raises:
+            RunError: the data changed since the run began.
+        """
+        splits = {name: {"rows": len(samples), "sha256": data.split_sha256[name]} for name, samples in data.splits.items()}
+        before = self.facts.get("data", {}).get("splits")
+        if before is not None and before != splits:
+            changed = [name for name in {*before, *splits} if before.get(name) != splits.get(name)]
+            raise RunError(f"{self.folder}: the data of {', '.join(sorted(changed))} changed since this run began", "the same rows and images", "start anew with --fresh")
+        config = self.recipe.data
+        self.facts["data"] = {"name": config.name, "about": config.about, "splits": splits}
+        self.facts["quarantined"] = dict(data.reasons)
+        self.facts["quarantine_file"] = "quarantine.jsonl"
+        self.save()
+
+    def checkpoint(self, stage: str | None = None, which: str = "best") -> Path:
+        """A whole checkpoint of a stage (by default of the last one that has any).
+
+        Raises:
+            RunError: there is none.
+        """
+        for name in [stage] if stage else reversed(list(self.recipe.stages)):
+            found = find_checkpoint(self.folder / name / which) or find_checkpoint(self.folder / name / "latest")
+            if found is not None:
+                return found
+        raise RunError(
+            f"{self.folder} has no whole checkpoint" + (f" of stage {stage!r}" if stage else ""),
+            f"a run that trained one of {', '.join(self.recipe.stages)}",
+            "run `eyegraft train` again: it goes on where it stopped",
+        )
+
+
+def read_run(folder: Path | str) -> Run:
+    """Open a run folder.
+
+    Raises:
+        RunError: it is not one.
+    """
+    place = Path(folder).expanduser()
+    try:
+        facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        plain = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        inside = sorted(str(path.parent) for path in place.glob("**/run.json"))[-3:] if place.is_dir() else []
+        fix = f"give one of {', '.join(inside)}" if inside else "give the folder that `eyegraft train` printed"
+        raise RunError(f"{place} is no run folder ({type(error).__name__})", "a folder with run.json and recipe.yaml", fix) from error
+    return Run(place, validate(plain), facts)
+
+
+def open_run(recipe: Recipe, *, resume: str | None = None, fresh: bool = False) -> Run:
+    """The run to work in: the one named, else the newest unfinished one of the same recipe, else a new one.
+
+    Raises:
+        RunError: the run named was started with another recipe.
+    """
+    if resume is not None:
+        run = read_run(resume)
+        if run.recipe.fingerprint != recipe.fingerprint:
+            differing = _differences(run.recipe.plain(), recipe.plain())
+            raise RunError(f"--resume {resume}: the recipe differs in {', '.join(differing[:5])}", "the recipe that the run was started with", "drop the changed overrides, or start anew with --fresh")
+        return run
+    home = Path(recipe.run_root).expanduser() / recipe.experiment_name
+    if not fresh:
+        for folder in sorted((path.parent for path in home.glob("*/run.json")), reverse=True):
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            if facts.get("fingerprint") == recipe.fingerprint and not facts["finished"]:
+                log.info("going on with the unfinished run %s", folder)
+                return Run(folder, recipe, facts)
+    return _new_run(home, recipe)
+
+
+def _new_run(home: Path, recipe: Recipe) -> Run:
+    while True:
+        folder = home / datetime.now().strftime("%Y%m%d_%H%M%S")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            time.sleep(0.2)
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {folder}: {error}", "a folder that can be written", "set run_root=PATH") from error
+    facts = {
+        "recipe": recipe.recipe,
+        "title": recipe.title,
+        "experiment": recipe.experiment_name,
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "finished": False,
+        "fingerprint": recipe.fingerprint,
+        "seed": recipe.seed,
+        "versions": versions(),
+        "stages": {},
+    }
+    run = Run(folder, recipe, facts)
+    write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.plain(), allow_unicode=True, sort_keys=False))
+    run.save()
+    return run
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Keep a second process out of a run folder; the system lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        RunError: another process is at work there.
+    """
+    lock = FileLock(run.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"{run.folder} is in use by another process", "one process a run", "wait for it, or start a second run with --fresh") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b and key not in ("run_root", "trackers"):
+            found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
+    return found
+
+
+def plan_rows(rows: list[Any]) -> list[dict[str, Any]]:
+    """The trainable table as plain data."""
+    return [asdict(row) for row in rows]

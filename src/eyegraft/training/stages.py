@@ -1,0 +1,188 @@
+"""From a recipe to a finished run: data, model, plan and trainer of each stage in turn."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eyegraft.config import Part, Recipe, Settings, configured
+from eyegraft.console import progress, track
+from eyegraft.data.batches import Examples, derived_seed
+from eyegraft.data.samples import PreparedData, load_samples
+from eyegraft.data.text import EncodedText
+from eyegraft.errors import DataError, RecipeError
+from eyegraft.model import Graft, assemble
+from eyegraft.tasks import Task
+from eyegraft.training.checkpoints import find_checkpoint, load_weights, read_config
+from eyegraft.training.loop import StageData, StageTrainer
+from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
+from eyegraft.training.trackers import open_trackers
+from eyegraft.tuning import make_plan
+from eyegraft.types import Sample
+
+log = logging.getLogger(__name__)
+
+
+def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
+    """See `eyegraft.training.train`."""
+    run = open_run(recipe, resume=resume, fresh=fresh)
+    with locked(run):
+        quarantine = run.folder / "quarantine.jsonl"
+        with progress("checking images", None) as advance:
+            data = load_samples(recipe.data, quarantine_file=quarantine, progress=lambda done, total: advance())
+        if "train" not in data.splits:
+            raise DataError(f"the data have splits {', '.join(data.splits)}", "a split called train", "set data.tables.train or data.split.fractions.train")
+        run.note_data(data)
+        if data.quarantined:
+            log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
+        for stage in recipe.stage_names:
+            if not run.is_finished(stage):
+                _train_stage(run, stage, data)
+        run.facts["finished"] = all(run.is_finished(stage) for stage in recipe.stage_names)
+        run.save()
+    return run.folder
+
+
+def make_fabric(recipe: Recipe, precision: str) -> Any:
+    """Lightning Fabric on the recipe's device."""
+    from lightning_fabric import Fabric
+
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
+    if recipe.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return Fabric(accelerator=recipe.device, devices=1, precision=precision)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        raise RecipeError(f"device={recipe.device}: {error}", "a device that this machine has", "set device=auto or device=cpu") from error
+
+
+def build_model(recipe: Recipe) -> Graft:
+    """Assemble a recipe's model; new parts get the same random weights for the same seed."""
+    torch.manual_seed(derived_seed("init", recipe.seed))
+    return assemble(recipe)
+
+
+def build_task(recipe: Recipe, settings: Settings) -> Task:
+    name = recipe.task_of(settings)
+    module, config = configured("tasks", recipe.tasks[name])
+    task: Task = module.build(name, config)
+    return task
+
+
+def build_objective(task: Task, settings: Settings) -> Any:
+    module, config = configured("objectives", settings.objective or Part(kind=task.objective))
+    return module.build(config)
+
+
+def encode_samples(task: Task, samples: Sequence[Sample], tokenizer: Any, image_tokens: int, context_length: int) -> list[EncodedText]:
+    """Token ids of all samples, every one with something to learn and none longer than the model can take.
+
+    Raises:
+        DataError: counts and names the samples that cannot be learned from.
+    """
+    texts: list[EncodedText] = []
+    faults: list[DataError] = []
+    for sample in track(samples, "tokenizing"):
+        try:
+            text = task.encode(sample, tokenizer, learn=True)
+        except DataError as error:
+            faults.append(error)
+            continue
+        if len(text.input_ids) + image_tokens > context_length:
+            faults.append(
+                DataError(
+                    f"sample {sample.id}: {image_tokens} image tokens and {len(text.input_ids)} text tokens",
+                    f"at most {context_length}, the context of the language model",
+                    f"fewer image tokens (pooling, connector), or a lower tasks.{task.name}.max_text_tokens with overflow=truncate",
+                )
+            )
+            continue
+        texts.append(text)
+    if faults:
+        first = faults[0]
+        raise DataError(f"{len(faults)} of {len(samples)} samples cannot be learned from; the first: {first.given}", first.expected, first.fix)
+    cut = sum(text.truncated for text in texts)
+    if cut:
+        log.warning("%d of %d texts were cut to the limit (overflow=truncate)", cut, len(texts))
+    return texts
+
+
+def stage_data(recipe: Recipe, model: Graft, task: Task, data: PreparedData) -> StageData:
+    """Tokenised examples of the splits that training reads."""
+    tokenizer, encoder = model.head.tokenizer, model.encoders["image"]
+    spec: Any = encoder.image
+    with torch.inference_mode():
+        model.eval()
+        image_tokens = model.image_tokens(torch.zeros(1, spec.channels, *spec.size))
+    limit = model.head.context_length
+    train_texts = encode_samples(task, data.splits["train"], tokenizer, image_tokens, limit)
+    train = Examples(data.splits["train"], train_texts, spec, recipe.augmentation)
+    val_samples = data.splits.get("val", [])
+    val = Examples(val_samples, encode_samples(task, val_samples, tokenizer, image_tokens, limit), spec) if val_samples else None
+    return StageData(train, val, val_samples, tokenizer.pad_token_id, recipe.data.num_workers)
+
+
+def _train_stage(run: Run, stage: str, data: PreparedData) -> None:
+    recipe, settings, folder = run.recipe, run.recipe.stage(stage), run.folder / stage
+    folder.mkdir(exist_ok=True)
+    started, fabric = time.monotonic(), make_fabric(recipe, settings.precision)
+    latest = find_checkpoint(folder / "latest")
+    model = build_model(recipe)
+    task = build_task(recipe, settings)
+    objective = build_objective(task, settings)
+    start = latest or _start_of(run, stage)
+    saved = load_weights(start, model) if start is not None else set()
+    lineage = read_config(start)["lineage"] if start is not None else []
+    torch.manual_seed(derived_seed("plan", recipe.seed, stage))
+    plan = make_plan(model, settings, objective=objective, saved=saved)
+    log.info("stage %s%s\n%s", stage, f" from {start}" if start is not None and latest is None else "", plan.table())
+    run.facts["device"] = str(fabric.device)
+    run.note_stage(stage, status="running", trainable=plan_rows(plan.rows))
+    trainer = StageTrainer(
+        recipe,
+        stage,
+        folder,
+        fabric,
+        model,
+        objective,
+        task,
+        plan,
+        stage_data(recipe, model, task, data),
+        open_trackers(recipe, run.folder, stage),
+        [name for name in lineage if name != stage],
+    )
+    log.info("%d steps, %s, %s; %.0f s to get ready", trainer.total_steps, fabric.device, settings.precision, time.monotonic() - started)
+    at = trainer.run(latest)
+    best = {"epoch": at.best_epoch, "step": at.best_step, "metric": settings.early_stopping.metric, "value": at.best}
+    run.note_stage(stage, status="finished", seconds=round(at.seconds, 1), steps=at.step, best=best)
+
+
+def _start_of(run: Run, stage: str) -> Path | None:
+    """The checkpoint that a stage starts from: the run that it names, or the stage before it, or nothing."""
+    named = run.recipe.stage(stage).init_from
+    if named is not None:
+        return read_run(named).checkpoint()
+    before = list(run.recipe.stages)[: list(run.recipe.stages).index(stage)]
+    for name in reversed(before):
+        found = find_checkpoint(run.folder / name / "best")
+        if found is not None:
+            return found
+    return None
+
+
+
+
+def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:
+    """The model, task and checkpoint of a run's stage (by default its last), on the run's device, ready to answer."""
+    path = run.checkpoint(stage)
+    config = read_config(path)
+    model = build_model(run.recipe)
+    load_weights(path, model)
+    settings = run.recipe.stage(config["stage"])
+    return model.to(make_fabric(run.recipe, "32-true").device).eval(), build_task(run.recipe, settings), path

@@ -1,0 +1,72 @@
+"""Where metrics go: always `metrics.jsonl`, and TensorBoard or Weights & Biases when the recipe says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from eyegraft.config import Recipe
+from eyegraft.errors import PartError
+from eyegraft.training.checkpoints import disk_errors, write_atomically
+
+Row = Mapping[str, Any]
+
+
+class MetricsFile:
+    """One JSON object a line. On resume, lines that lie beyond the checkpoint are dropped, because their steps will be run again."""
+
+    def __init__(self, path: Path, keep_rows: int) -> None:
+        self.path, self.rows = path, 0
+        lines = path.read_text(encoding="utf-8").splitlines()[:keep_rows] if path.exists() else []
+        self.rows = len(lines)
+        write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+    def __call__(self, row: Row) -> None:
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows += 1
+
+
+def open_trackers(recipe: Recipe, run: Path, stage: str) -> list[Callable[[Row], None]]:
+    """A function a tracker that the recipe asks for, each taking the rows of `metrics.jsonl`."""
+    trackers: list[Callable[[Row], None]] = []
+    if recipe.trackers.tensorboard:
+        trackers.append(_tensorboard(run / stage / "tensorboard"))
+    if recipe.trackers.wandb is not None:
+        trackers.append(_wandb(recipe, run, stage))
+    return trackers
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    return {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key not in ("step", "epoch")}
+
+
+def _tensorboard(folder: Path) -> Callable[[Row], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise PartError("trackers.tensorboard=true, but tensorboard is not installed", "the extra `tensorboard`", "pip install 'eyegraft[tensorboard]'") from error
+    writer = SummaryWriter(str(folder))
+
+    def track(row: Row) -> None:
+        for key, value in _numbers(row).items():
+            writer.add_scalar(f"{row['kind']}/{key}", value, row["step"])
+        writer.flush()
+
+    return track
+
+
+def _wandb(recipe: Recipe, run: Path, stage: str) -> Callable[[Row], None]:
+    try:
+        import wandb
+    except ImportError as error:
+        raise PartError("trackers.wandb is set, but wandb is not installed", "the extra `wandb`", "pip install 'eyegraft[wandb]'") from error
+    options = {"project": recipe.experiment_name, "name": f"{run.name}-{stage}", **(recipe.trackers.wandb or {})}
+    session = wandb.init(dir=str(run), config=recipe.plain(), resume="allow", id=f"{run.name}-{stage}", **options)
+
+    def track(row: Row) -> None:
+        session.log({f"{row['kind']}/{key}": value for key, value in _numbers(row).items()}, step=row["step"])
+
+    return track

@@ -1,0 +1,360 @@
+"""Rows to samples: every row is used or named, and no split leaks into another."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import unicodedata
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from eyegraft.config import Data, Split
+from eyegraft.data.samples import PreparedData, _cut, _Row, load_samples
+from eyegraft.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EYEGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def picture(folder: Path, name: str, shade: int = 0) -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (shade % 256, shade // 256, 7)).save(path)
+    return name
+
+
+def table(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    (folder / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def load(folder: Path, quarantine_file: Path | None = None, **settings: Any) -> PreparedData:
+    data = Data.model_validate({"name": "toy", "base_dir": str(folder), **settings})
+    return load_samples(data, quarantine_file=quarantine_file)
+
+
+def fault(folder: Path, quarantine_file: Path | None = None, **settings: Any) -> DataError:
+    with pytest.raises(DataError) as caught:
+        load(folder, quarantine_file, **settings)
+    assert caught.value.expected
+    assert caught.value.fix
+    return caught.value
+
+
+def two_splits(folder: Path, train: int = 4) -> dict[str, str]:
+    """`train` and `test` of different pictures."""
+    for split, count, first in (("train", train, 0), ("test", 2, 1000)):
+        rows = [{"image": picture(folder, f"{split}{n}.png", first + n), "caption": f"{split} {n}"} for n in range(count)]
+        table(folder, f"{split}.jsonl", rows)
+    return {"train": "train.jsonl", "test": "test.jsonl"}
+
+
+# ── good rows ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_plain_tables(tmp_path: Path) -> None:
+    found = load(tmp_path, tables=two_splits(tmp_path))
+    assert [sample.id for sample in found.splits["train"]] == ["train-1", "train-2", "train-3", "train-4"]
+    first = found.splits["test"][0]
+    assert (first.image, first.prompt, first.references, first.group) == (tmp_path / "test0.png", None, ("test 0",), None)
+    assert found.num_rows == {"train": 4, "test": 2}
+    assert (found.reasons, found.quarantined) == (Counter(), [])
+    assert {len(value) for value in (*found.table_sha256.values(), *found.split_sha256.values())} == {64}
+
+
+def test_every_column_has_its_place(tmp_path: Path) -> None:
+    picture(tmp_path, "img/가.png")
+    content = "그림,답,질문,번호,묶음,지역\nimg\\가.png,\"[\"\"하나\"\", \"\"둘\"\"]\",무엇?,k1,g1,서울\n"
+    (tmp_path / "t.csv").write_bytes(content.encode("cp949"))
+    columns = {"image": "그림", "references": "답", "prompt": "질문", "id": "번호", "group": "묶음", "meta": ["지역"]}
+    (sample,) = load(tmp_path, tables={"test": "t.csv"}, columns=columns).splits["test"]
+    assert sample.image == tmp_path / "img" / "가.png"
+    assert sample.references == ("하나", "둘")
+    assert (sample.prompt, sample.id, sample.group, sample.meta) == ("무엇?", "k1", "g1", {"지역": "서울"})
+
+
+def test_bracketed_text_is_text_except_a_json_list_in_csv(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png")
+    texts = ["[1, 2]", "[a cat", '["x"']
+    (tmp_path / "t.tsv").write_text("image\tcaption\n" + "".join(f"a.png\t{text}\n" for text in texts[:2]))
+    table(tmp_path, "t.jsonl", [{"image": "a.png", "caption": '["x"]'}])
+    assert load(tmp_path, tables={"test": "t.tsv"}).splits["test"][0].references == ("[1, 2]", "[a cat")
+    assert load(tmp_path, tables={"test": "t.jsonl"}).splits["test"][0].references == ('["x"]',)
+
+
+def test_rows_of_one_question_merge_where_they_are_evaluated(tmp_path: Path) -> None:
+    rows = [
+        {"id": "x", "image": picture(tmp_path, "a.png"), "caption": "one", "q": "what?"},
+        {"id": "x", "image": "./a.png", "caption": ["two", " ", "three"], "q": "what? "},
+        {"id": "y", "image": "a.png", "caption": "four", "q": "who?"},
+    ]
+    columns = {"prompt": "q", "id": "id"}
+    found = load(tmp_path, tables={"test": table(tmp_path, "t.jsonl", rows)}, columns=columns).splits["test"]
+    assert [(sample.id, sample.references) for sample in found] == [("x", ("one", "two", "three")), ("y", ("four",))]
+    kept = load(tmp_path, tables={"train": table(tmp_path, "t.jsonl", rows)}, columns={"prompt": "q"}).splits["train"]
+    assert [sample.references for sample in kept] == [("one",), ("two", "three"), ("four",)]
+
+
+def test_rows_without_references_are_all_answered(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text("image\na.png\na.png\n")
+    assert len(load(tmp_path, tables={"predict": "t.csv"}, columns={"references": None}).splits["predict"]) == 2
+
+
+def test_base_dir_expands_and_root_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    two_splits(tmp_path / "deep")
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    tables = {"test": "test.jsonl"}
+    expanded = load_samples(Data(name="toy", base_dir="$SOMEWHERE/deep", tables=tables))
+    assert expanded.splits == load_samples(Data(name="toy", base_dir="deep", tables=tables), root=tmp_path).splits
+    with pytest.raises(DataError, match=r"data\.base_dir: '\$ELSEWHERE/deep'[\s\S]*environment variable"):
+        load_samples(Data(name="toy", base_dir="$ELSEWHERE/deep", tables=tables))
+    with pytest.raises(DataError, match="did you mean 'deep'"):
+        load_samples(Data(name="toy", base_dir="depe", tables=tables), root=tmp_path)
+
+
+def test_embedded_pictures_of_either_kind(tmp_path: Path) -> None:
+    content = (tmp_path / picture(tmp_path, "a.png")).read_bytes()
+    pq.write_table(pa.table({"image": [content], "caption": ["raw"]}), tmp_path / "raw.parquet")
+    pq.write_table(pa.table({"image": [{"bytes": content, "path": None}], "caption": ["struct"]}), tmp_path / "struct.parquet")
+    found = load(tmp_path, tables={"test": "raw.parquet", "test_unseen": "struct.parquet"})
+    assert found.splits["test"][0].image == found.splits["test_unseen"][0].image
+    assert found.splits["test"][0].image.read_bytes() == content
+
+
+@pytest.mark.parametrize(("in_table", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_korean_file_names_of_a_mac_archive(tmp_path: Path, in_table: Any, on_disk: Any) -> None:
+    picture(tmp_path, unicodedata.normalize(on_disk, "하늘.png"))
+    rows = [{"image": unicodedata.normalize(in_table, "하늘.png"), "caption": "sky"}]
+    assert load(tmp_path, tables={"test": table(tmp_path, "t.jsonl", rows)}).reasons == Counter()
+
+
+def test_split_hash_follows_content_and_not_place(tmp_path: Path) -> None:
+    hashes = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        hashes.append(load(tmp_path / name, tables=two_splits(tmp_path / name)).split_sha256)
+    assert hashes[0] == hashes[1]
+    picture(tmp_path / "there", "test0.png", 9)
+    changed = load(tmp_path / "there", tables={"train": "train.jsonl", "test": "test.jsonl"}).split_sha256
+    assert changed["train"] == hashes[0]["train"]
+    assert changed["test"] != hashes[0]["test"]
+
+
+# ── the quarantine ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def bad_rows(folder: Path) -> list[dict[str, Any]]:
+    """One row for each reason, after one good row."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b""))
+    packed = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    Image.effect_noise((64, 64), 50).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-500])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("hello")
+    good = picture(folder, "good.png", 5000)
+    images = [good, "none.png", "C:\\data\\a.png", "https://example.org/a.png", "", "a\0.png", "cut.jpg", "empty.png", "text.jpg"]
+    images += ["bomb.png", "../secret.png", "sub/../../secret.png", good, good, good]
+    rows = [{"id": f"r{n}", "image": image, "caption": "c"} for n, image in enumerate(images)]
+    rows[-3]["caption"], rows[-2]["id"], rows[-1]["id"] = "  ", "r0", " "
+    return rows
+
+
+EXPECTED = (
+    ["missing file"] * 5 + ["unreadable image"] * 3 + ["image too large"]
+    + ["outside the base folder"] * 2 + ["empty text", "duplicate id", "empty id"]
+)  # fmt: skip
+
+
+def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    picture(tmp_path, "secret.png")
+    file = tmp_path / "run" / "quarantine.jsonl"
+    place = table(tmp_path / "base", "t.jsonl", bad_rows(tmp_path / "base"))
+    found = load(tmp_path / "base", file, tables={"train": place}, columns={"id": "id"}, max_bad_fraction=0.95)
+    assert [sample.id for sample in found.splits["train"]] == ["r0"]
+    assert [item["reason"] for item in found.quarantined] == EXPECTED
+    assert found.reasons == Counter(EXPECTED)
+    assert [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] == found.quarantined
+    assert found.quarantined[0].keys() == {"split", "row", "id", "image", "reason", "detail"}
+    assert (found.quarantined[0]["row"], found.quarantined[0]["id"]) == (2, "r1")
+    assert len(found.splits["train"]) + len(found.quarantined) == found.num_rows["train"]
+    said = ["no such file", "another machine", "web address", "empty", "NUL", "truncated", "0 bytes", "not a picture", "Pillow"]
+    said += ["leads out", "leads out", "'caption' holds no text", "row 1 already", "'id' is empty"]
+    assert all(words in item["detail"] for words, item in zip(said, found.quarantined, strict=True))
+    assert [path.name for path in file.parent.iterdir()] == ["quarantine.jsonl"], "no draft is left over"
+
+
+def test_half_a_character_is_no_text(tmp_path: Path) -> None:
+    """Valid JSON, but every tokenizer would fail on it in the middle of training."""
+    picture(tmp_path, "a.png")
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "sky \\ud83d"}\n{"image": "a.png", "caption": "\\ud83d\\ude00"}\n')
+    found = load(tmp_path, tmp_path / "q.jsonl", tables={"train": "t.jsonl"}, max_bad_fraction=0.5)
+    assert [sample.references for sample in found.splits["train"]] == [("😀",)]
+    assert found.reasons == Counter({"broken text": 1})
+    assert "sky \\ud83d" in json.loads((tmp_path / "q.jsonl").read_text(encoding="utf-8"))["detail"]
+
+
+def test_an_absolute_path_may_lead_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    picture(tmp_path, "a.png")
+    rows = [{"image": str(tmp_path / "base" / ".." / "a.png"), "caption": "c"}]
+    assert load(tmp_path / "base", tables={"test": table(tmp_path / "base", "t.jsonl", rows)}).splits["test"][0].image == tmp_path / "a.png"
+
+
+def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
+    rows = [{"image": picture(tmp_path, f"{n}.png", n), "caption": "c"} for n in range(8)]
+    place = table(tmp_path, "t.jsonl", [*rows, {"image": "none.png", "caption": "c"}, {"image": "0.png", "caption": ""}])
+    file = tmp_path / "quarantine.jsonl"
+    error = fault(tmp_path, file, tables={"train": place}, max_bad_fraction=0.15)
+    assert "2 of 10 rows (20.0%) cannot be used: 1 missing file, 1 empty text" in error.given
+    assert "train row 9 (train-9, none.png): missing file: no such file" in error.given
+    assert "data.max_bad_fraction = 15.0%" in error.expected
+    assert "data.max_bad_fraction" in error.fix
+    assert str(file) in error.fix
+    assert len(file.read_text().splitlines()) == 2, "the list is written before the run stops"
+    assert len(load(tmp_path, file, tables={"train": place}, max_bad_fraction=0.2).splits["train"]) == 8
+    table(tmp_path, "t.jsonl", rows)
+    load(tmp_path, file, tables={"train": place})
+    assert file.read_text() == "", "an old list does not outlive its rows"
+
+
+def test_ids_that_are_no_ids_are_explained(tmp_path: Path) -> None:
+    rows = [{"image": picture(tmp_path, "a.png"), "caption": f"c{n}"} for n in range(5)]
+    error = fault(tmp_path, tables={"train": table(tmp_path, "t.jsonl", rows)}, columns={"id": "image"})
+    assert "4 duplicate id" in error.given
+    assert "data.columns.id" in error.fix
+
+
+def test_nothing_left_is_an_error_whatever_is_allowed(tmp_path: Path) -> None:
+    tables = two_splits(tmp_path)
+    table(tmp_path, "val.jsonl", [{"image": "none.png", "caption": "c"}])
+    error = fault(tmp_path, tables={**tables, "val": "val.jsonl"}, max_bad_fraction=1)
+    assert "split val: no usable row is left: 1 missing file" in error.given
+    error = fault(tmp_path, tables={"val": "val.jsonl"}, max_bad_fraction=1)
+    assert "none of the 1 rows can be used" in error.given
+    assert "base_dir" in error.expected
+
+
+def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
+    tables = two_splits(tmp_path)
+    error = fault(tmp_path, tables=tables, columns={"image": "imgae", "references": "text", "meta": ["region"]})
+    for said in ("data.columns.image: no column 'imgae'", "data.columns.references: no column 'text'", "data.columns.meta[0]"):
+        assert said in error.given
+    assert error.expected == "columns among: image, caption"
+    assert "did you mean 'image'?" in error.fix
+
+
+def test_a_header_check_leaves_pixels_alone(tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-500])
+    place = table(tmp_path, "t.jsonl", [{"image": "cut.jpg", "caption": "c"}])
+    assert len(load(tmp_path, tables={"test": place}, check="header").splits["test"]) == 1
+    assert "unreadable image" in fault(tmp_path, tables={"test": place}).given
+
+
+# ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_leaks_between_given_splits_are_refused(tmp_path: Path) -> None:
+    tables = two_splits(tmp_path)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "train2.png").read_bytes())
+    table(tmp_path, "test.jsonl", [{"image": "copy.png", "caption": "c"}, {"image": "test0.png", "caption": "c"}])
+    error = fault(tmp_path, tables=tables)
+    assert "1 picture stands in more than one split: train2.png (train) = copy.png (test)" in error.given
+    assert "data.split" in error.fix
+    for split, names in (("train", ["train0.png"]), ("val", ["train1.png"]), ("test", ["test0.png"])):
+        table(tmp_path, f"{split}.jsonl", [{"image": name, "caption": "c", "case": "k" if split != "test" else "t"} for name in names])
+    error = fault(tmp_path, tables={**tables, "val": "val.jsonl"}, columns={"group": "case"})
+    assert "1 group stands in more than one split: k (train) = k (val)" in error.given
+
+
+def test_splits_that_are_only_evaluated_may_share(tmp_path: Path) -> None:
+    tables = two_splits(tmp_path)
+    assert len(load(tmp_path, tables={**tables, "test_unseen": "test.jsonl"}).splits["test_unseen"]) == 2
+
+
+def grouped(folder: Path, groups: int = 20) -> str:
+    rows = []
+    for n in range(groups * 3):
+        rows.append({"image": picture(folder, f"{n}.png", n), "caption": f"c{n}", "case": f"case {n // 3}"})
+    return table(folder, "all.jsonl", rows)
+
+
+def test_one_table_is_cut_by_group(tmp_path: Path) -> None:
+    split = {"table": grouped(tmp_path), "fractions": {"train": 0.6, "val": 0.2, "test": 0.2, "none": 0.0}, "seed": 3}
+    found = load(tmp_path, split=split, columns={"group": "case"})
+    assert {name: len(samples) for name, samples in found.splits.items()} == {"train": 36, "val": 12, "test": 12}
+    groups = [{sample.group for sample in samples} for samples in found.splits.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 20
+    assert len(set(found.table_sha256.values())) == 1
+    ids = [sample.id for samples in found.splits.values() for sample in samples]
+    assert len(set(ids)) == 60
+    assert load(tmp_path, split=split, columns={"group": "case"}) == found
+    assert load(tmp_path, split={**split, "seed": 4}, columns={"group": "case"}).splits != found.splits
+
+
+def test_without_a_group_column_the_picture_is_the_group(tmp_path: Path) -> None:
+    rows = [{"image": picture(tmp_path, f"{n % 10}.png", n % 10), "caption": f"c{n}"} for n in range(40)]
+    split = {"table": table(tmp_path, "all.jsonl", rows), "fractions": {"train": 0.5, "test": 0.5}}
+    found = load(tmp_path, split=split)
+    assert (len(found.splits["train"]), len(found.splits["test"])) == (20, 5)
+    assert all(len(sample.references) == 4 for sample in found.splits["test"])
+
+
+def test_groups_that_share_a_picture_are_cut_as_one(tmp_path: Path) -> None:
+    """Else the cut itself would make the leak that is then refused."""
+    rows = [{"image": picture(tmp_path, f"{n}.png", n // 2), "caption": "c", "case": f"g{(n + 1) // 2}"} for n in range(20)]
+    rows += [{"image": picture(tmp_path, f"o{n}.png", 900 + n), "caption": "c", "case": f"o{n}"} for n in range(20)]
+    split = {"table": table(tmp_path, "all.jsonl", rows), "fractions": {"train": 0.5, "test": 0.5}}
+    found = load(tmp_path, split=split, columns={"group": "case"})
+    chained = [{sample.group for sample in samples if str(sample.group).startswith("g")} for samples in found.splits.values()]
+    assert sorted(map(len, chained)) == [0, 11]
+
+
+def test_more_splits_than_groups_is_refused(tmp_path: Path) -> None:
+    split = {"table": grouped(tmp_path, 2), "fractions": {"train": 0.8, "val": 0.1, "test": 0.1}}
+    error = fault(tmp_path, split=split, columns={"group": "case"})
+    assert "3 splits (train, val, test) from a table with 2 groups" in error.given
+    assert "data.columns.group" in error.fix
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=40), seed=st.integers(0, 99), share=st.floats(0.01, 0.98))
+def test_a_cut_fills_every_split_about_as_asked(sizes: list[int], seed: int, share: float) -> None:
+    def rows() -> list[_Row]:
+        groups = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
+        return [_Row(n, "", Path(f"/b/{n}"), None, (), group, {}, None) for n, group in enumerate(groups)]
+
+    split = Split(table="t", fractions={"train": share, "val": 0.01, "test": 1 - share - 0.01}, seed=seed)
+    first, again = rows(), list(reversed(rows()))
+    names = _cut(first, split, Path("/b"))
+    _cut(again, split, Path("/b"))
+    assert [row.split for row in first] == [row.split for row in reversed(again)], "the rows' order does not matter"
+    counts = Counter(row.split for row in first)
+    assert set(counts) == set(names)
+    assert len({(row.group, row.split) for row in first}) == len(sizes)
+    assert abs(counts["train"] - share * len(first)) <= 2 * max(sizes)
+
+
+def test_a_second_load_reads_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = two_splits(tmp_path)
+    for path in tmp_path.glob("*.png"):
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    first = load(tmp_path, tables=tables)
+    monkeypatch.setattr("eyegraft.data.images.check_image", lambda *_: pytest.fail("a picture was read again"))
+    assert load(tmp_path, tables=tables) == first

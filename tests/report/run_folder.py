@@ -1,0 +1,160 @@
+"""A synthetic run folder with everything that makes pages break: Korean, markup, endless words, missing pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+INJECTION = "<script>alert('x')</script><img src=\"https://example.org/x.png\" onerror=alert(1)>"
+LONG_WORD = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft" * 2
+KOREAN = "비가 내리는 서울의 늦은 밤 거리"
+NAMES = ["snail", "watering can", "lighthouse", "paper crane", "bicycle", KOREAN, "umbrella", "teapot"]
+
+
+def make_run(folder: Path, num_samples: int = 96, **changes: Any) -> Path:
+    """Write a finished caption run with one stage and one evaluated split; `changes` replace keys of `run.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info: dict[str, Any] = {
+        "recipe": "demo",
+        "title": "Name the drawing",
+        "experiment": "demo",
+        "created": "2026-03-14T09:26:53+00:00",
+        "finished": True,
+        "versions": {"eyegraft": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        "device": "cpu",
+        "seed": 0,
+        "stages": {"caption": stage_entry()},
+        "data": {
+            "name": "drawings",
+            "about": "Small drawings of everyday things, eight hundred concepts, drawn by several hands.",
+            "splits": {name: {"rows": rows, "sha256": f"{rows:x}" * 16} for name, rows in (("train", 4100), ("val", 600), ("test", 960))},
+            "quarantined": {"unreadable image": 2, f"empty caption {INJECTION}": 1},
+            "quarantine_file": "quarantine.jsonl",
+        },
+    }
+    write_json(folder / "run.json", info | changes)
+    (folder / "recipe.yaml").write_text(
+        f"recipe: demo\nprompt: Name the thing. {KOREAN}\nnote: {INJECTION} {LONG_WORD}\n", encoding="utf-8"
+    )
+    add_curves(folder, "caption")
+    add_evaluation(folder, "test", num_samples)
+    return folder
+
+
+def stage_entry(**changes: Any) -> dict[str, Any]:
+    entry = {
+        "status": "finished",
+        "seconds": 210.3,
+        "steps": 240,
+        "best": {"epoch": 3, "step": 180, "metric": "val_loss", "value": 0.914},
+        "trainable": [
+            {"part": "vision_encoder", "mode": "frozen", "parameters": 4_652_008, "trainable": 0, "learning_rate": None},
+            {"part": "connector", "mode": "full", "parameters": 1_181_952, "trainable": 1_181_952, "learning_rate": 1e-3},
+            {"part": "language_model", "mode": "lora", "parameters": 134_515_008, "trainable": 460_800, "learning_rate": 2e-4},
+        ],
+    }
+    return entry | changes
+
+
+def add_curves(folder: Path, stage: str, steps: int = 240) -> None:
+    rng = random.Random(stage)
+    lines = []
+    for step in range(1, steps + 1):
+        loss = 0.8 + 2.4 * math.exp(-step / 50) + rng.gauss(0, 0.09)
+        rate = 1e-3 * min(1.0, step / 24) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        lines.append(
+            {"kind": "train", "epoch": step // 60, "step": step, "loss": loss, "learning_rate": rate, "tokens": 64, "seconds": step}
+        )
+        if step % 30 == 0:
+            lines.append(
+                {"kind": "val", "epoch": step // 60, "step": step, "val_loss": 0.9 + 2.1 * math.exp(-step / 55) + 6e-6 * (step - 180) ** 2}
+            )
+    path = folder / stage / "metrics.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def add_evaluation(folder: Path, split: str, num_samples: int = 96, **changes: Any) -> None:
+    rows = [sample_row(folder, split, index) for index in range(num_samples)]
+    (folder / "evaluation").mkdir(exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "evaluation" / f"{split}.samples.jsonl").write_text(text, encoding="utf-8")
+    write_json(folder / "evaluation" / f"{split}.json", evaluation_entry(split, num_samples) | changes)
+
+
+def evaluation_entry(split: str, num_samples: int) -> dict[str, Any]:
+    means = {"model": 0.604, "blank_image": 0.021, "shuffled_image": 0.035, "most_frequent": 0.042, "nearest_neighbour": 0.521}
+    scale = {"exact_match": 1.0, "token_f1": 1.1, "rouge_l": 1.12, "cider": 3.1, "bleu_4": 0.4, "chrf": 1.15}
+    systems = {
+        system: {
+            metric: {"value": mean * factor, "low": None if metric in ("bleu_4", "chrf") else (mean - 0.02) * factor,
+                     "high": None if metric in ("bleu_4", "chrf") else (mean + 0.02) * factor}
+            for metric, factor in scale.items()
+        }
+        for system, mean in means.items()
+    }  # fmt: skip
+    differences = {
+        system: {"exact_match": {"value": 0.604 - mean, "low": 0.604 - mean - 0.06, "high": 0.604 - mean + 0.06}}
+        for system, mean in means.items()
+        if system != "model"
+    }
+    return {
+        "schema": 1,
+        "task": "caption",
+        "split": split,
+        "held_out": "unseen pictures of known concepts",
+        "num_samples": num_samples,
+        "data": {"name": "drawings", "about": "", "sha256": "3c0" * 20},
+        "checkpoint": {"stage": "caption", "epoch": 3, "step": 180, "path": "caption/best", "sha256": "ab1" * 20},
+        "seed": 0,
+        "prompt": f"Name the thing. {INJECTION}",
+        "decoding": {"max_new_tokens": 16, "do_sample": False},
+        "signature": {"exact_match": "NFC, casefold, single spaces", "cider": "eyegraft-caption-1; CIDEr-D"},
+        "versions": {"eyegraft": "0.1.0"},
+        "seconds": 12.0,
+        "systems": systems,
+        "differences": differences,
+        "conclusions": [
+            "The model beats nearest-neighbour retrieval on exact match by 0.083 [0.023, 0.143].",
+            f"With a blank picture it names almost nothing. {INJECTION}",
+        ],
+        "samples": f"{split}.samples.jsonl",
+    }
+
+
+def sample_row(folder: Path, split: str, index: int) -> dict[str, Any]:
+    rng = random.Random(index)
+    reference, right = NAMES[index % len(NAMES)], rng.random() < 0.6
+    answer = reference if right else [rng.choice(NAMES), INJECTION, LONG_WORD, "", "a " + rng.choice(NAMES)][index % 5]
+    image = f"images/{split}-{index}.png"
+    if index % 13 != 5:  # every thirteenth picture is missing
+        draw_picture(folder / image, rng)
+    overlap = 1.0 if right else round(rng.random() * 0.6, 3)
+    return {
+        "id": f"{split}-{index:04d}",
+        "image": str(folder / image) if index % 2 else image,
+        "references": [reference, "second name"] if index % 4 == 0 else [reference],
+        "answers": {"model": answer, "blank_image": "umbrella", "shuffled_image": rng.choice(NAMES), "nearest_neighbour": reference},
+        "scores": {"exact_match": float(right), "token_f1": overlap, "rouge_l": overlap},
+        "meta": {"concept": reference},
+    }
+
+
+def draw_picture(path: Path, rng: random.Random) -> None:
+    path.parent.mkdir(exist_ok=True)
+    picture = Image.new("RGB", (240, 200), (250, 248, 242))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(6):
+        x, y, size = rng.randrange(180), rng.randrange(140), rng.randrange(20, 90)
+        colour = tuple(rng.randrange(60, 230) for _ in range(3))
+        (pen.ellipse if rng.random() < 0.5 else pen.rectangle)((x, y, x + size, y + size), fill=colour, outline=(40, 40, 40), width=3)
+    picture.save(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
