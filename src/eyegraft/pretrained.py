@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -33,6 +34,7 @@ def ready() -> None:
     kernels for `nms` and `qnms`, which takes timm and all of transformers down with it. Declaring the two schemas lets the pure Python
     parts (transforms, layers) work; calling the operators still raises torchvision's own error.
     """
+    _quiet()
     if find_spec("torchvision") is None:
         return
     import torch
@@ -51,6 +53,13 @@ def ready() -> None:
         except RuntimeError:
             continue  # defined by a library that loaded half-way
     _kept_alive.append(fragment)
+
+
+def _quiet() -> None:
+    """Our own progress bars are enough, and what transformers deprecates inside itself is nothing that a user can mend."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked, and its threads do not survive that
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 
 def cache_dir() -> Path:

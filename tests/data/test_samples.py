@@ -207,6 +207,9 @@ def test_half_a_character_is_no_text(tmp_path: Path) -> None:
     assert [sample.references for sample in found.splits["train"]] == [("😀",)]
     assert found.reasons == Counter({"broken text": 1})
     assert "sky \\ud83d" in json.loads((tmp_path / "q.jsonl").read_text(encoding="utf-8"))["detail"]
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "caption": "sky"}\n{"image": "\\ud83d.png", "caption": "sun"}\n')
+    error = fault(tmp_path, split={"table": "t.jsonl", "fractions": {"train": 0.5, "test": 0.5}}, max_bad_fraction=0.5)
+    assert "no usable row is left: 1 missing file" in error.given
 
 
 def test_an_absolute_path_may_lead_anywhere(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def _row(number: int, values: dict[str, Any], columns: Columns, base: Path, text
         row.refuse(EMPTY_TEXT, f"column {columns.references!r} holds no text")
     for text in (*row.references, row.prompt or "", row.id or "", row.group or ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can spell it, no tokenizer and no file can take it
-            row.refuse(BROKEN_TEXT, f"half of a surrogate pair in {ascii(text[:40])}")
+            row.refuse(BROKEN_TEXT, f"half of a surrogate pair in {text[:40]!a}")
     if row.id == "":
         row.refuse(EMPTY_ID, f"column {columns.id!r} is empty")
     return row
@@ -247,7 +247,7 @@ def _cut(rows: Sequence[_Row], split: Split, base: Path) -> list[str]:
     if len(sizes) < len(names):
         given = f"data.split: {len(names)} splits ({', '.join(names)}) from a table with {len(sizes)} group{'s' if len(sizes) > 1 else ''}"
         raise DataError(given, "at least one group for each split", "fewer splits, or a finer data.columns.group")
-    order = sorted(sizes, key=lambda unit: (hashlib.sha256(f"{split.seed}\0{unit}".encode()).digest(), unit))
+    order = sorted(sizes, key=lambda unit: (hashlib.sha256(f"{split.seed}\0{unit}".encode("utf-8", "surrogatepass")).digest(), unit))
     middles, done = [], 0.0
     for unit in order:
         middles.append((done + sizes[unit] / 2) / len(rows))
@@ -286,10 +286,8 @@ def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _portable(path: Path, base: Path) -> str:
     """A picture's name that is the same on every machine, where there is one."""
-    for folder in (base, cache_dir()):
-        if path.is_relative_to(folder):
-            return path.relative_to(folder).as_posix()
-    return path.as_posix()
+    folder = next((folder for folder in (base, cache_dir()) if path.is_relative_to(folder)), None)
+    return unicodedata.normalize("NFC", (path.relative_to(folder) if folder else path).as_posix())
 
 
 def _samples(rows: Sequence[_Row], merge: bool) -> list[Sample]:

@@ -22,7 +22,7 @@ class Config(Strict):
     num_unseen: concepts that training and validation never see, chosen by the hash of their name.
     """
 
-    train_styles: tuple[str, ...] = ("fluent_3d", "fluent_flat", "noto", "emojione_v1")
+    train_styles: tuple[str, ...] = ("fluent_3d", "fluent_flat", "noto", "noto_v1", "emojione_2")
     val_style: str = "fxemoji"
     test_style: str = "twemoji"
     num_unseen: Positive = 40

@@ -35,7 +35,7 @@ ICONIFY = {
     "noto_v1": "iconify-json-noto-v1",
     "fxemoji": "iconify-json-fxemoji",
     "twemoji": "iconify-json-twemoji",
-    "emojione_v1": "iconify-json-emojione",
+    "emojione_2": "iconify-json-emojione",
 }
 NAMES = "emojibase-data"
 
@@ -100,9 +100,7 @@ CONCEPTS = """
 
 def read_tarball(folder: Path, stem: str) -> dict[str, bytes]:
     """Return the files of the one tarball called ``stem-VERSION.tgz``."""
-    found = [
-        p for p in folder.iterdir() if re.fullmatch(rf"{re.escape(stem)}-\d[\w.]*\.tgz", p.name)
-    ]
+    found = [p for p in folder.iterdir() if re.fullmatch(rf"{re.escape(stem)}-\d[\w.]*\.tgz", p.name)]
     if len(found) != 1:
         raise SystemExit(f"expected one {stem}-VERSION.tgz in {folder}, found {len(found)}")
     files: dict[str, bytes] = {}
@@ -138,19 +136,14 @@ def icon_svg(icons: dict[str, Any], name: str) -> str | None:
     icon = icons["icons"].get(name)
     if icon is None:
         return None
-    box = [
-        icon.get(k, icons.get(k, d))
-        for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-    ]
+    box = [icon.get(k, icons.get(k, d)) for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{" ".join(map(str, box))}">{icon["body"]}</svg>'
     )
 
 
-def find_svg(
-    icons: dict[str, Any], chars: dict[str, str], code: str, name: str, fx_name: str | None
-) -> str | None:
+def find_svg(icons: dict[str, Any], chars: dict[str, str], code: str, name: str, fx_name: str | None) -> str | None:
     """Find an icon by code point where the set lists these, else by name."""
     if chars:
         icon_name = chars.get(code) or chars.get(f"{code}-fe0f")
@@ -184,21 +177,13 @@ def main() -> None:
             if style in BITMAPS:
                 data = files.get(f"assets/{code}.webp") or files.get(f"assets/{code}-fe0f.webp")
             else:
-                fx_name = (
-                    (fx_names[code] or re.sub(r"[^a-z0-9]", "", name))
-                    if style == "fxemoji"
-                    else None
-                )
+                fx_name = (fx_names[code] or re.sub(r"[^a-z0-9]", "", name)) if style == "fxemoji" else None
                 svg = find_svg(icons, chars, code, name, fx_name)
-                data = svg and bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
+                data = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE)) if svg else None
             if not data:
                 missing.append(f"{style} {code} {name}")
                 continue
-            picture = (
-                Image.open(io.BytesIO(data))
-                .convert("RGBA")
-                .resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-            )
+            picture = Image.open(io.BytesIO(data)).convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
             picture.save(images / style / f"{code}.webp", quality=QUALITY, method=4)
     if missing:
         raise SystemExit("no drawing for:\n" + "\n".join(missing))
