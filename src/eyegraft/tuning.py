@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eyegraft.config import Lora, Settings, Tune
 from eyegraft.errors import RecipeError, TrainingError, shown
 from eyegraft.model import Graft
+from eyegraft.pretrained import ready
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,21 @@ def _buffers_beside(model: nn.Module, saved: set[str]) -> set[str]:
 # ── adapters ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def is_adapted(backbone: Any) -> bool:
+    """Whether a backbone wears PEFT's adapter (asked without importing PEFT, which takes seconds)."""
+    return hasattr(backbone, "peft_config") and hasattr(backbone, "base_model")
+
+
 def add_adapter(name: str, part: nn.Module, lora: Lora) -> list[nn.Parameter]:
     """Wrap a part's backbone with PEFT's LoRA, or find the adapter that an earlier stage left there; gives its parameters."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    ready()
+    from peft import LoraConfig, get_peft_model
 
     backbone: Any = getattr(part, "backbone", None)
     if backbone is None:
         raise RecipeError(f"tune.{name}.mode=lora, but this part has no pretrained backbone", "lora on vision_encoder or head", f"set train.tune.{name}=full")
     targets = _adapted_modules(name, part, lora)
-    if not isinstance(backbone, PeftModel):
+    if not is_adapted(backbone):
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,

@@ -1,5 +1,59 @@
 """`eyegraft doctor`"""
+
+from __future__ import annotations
+
 import argparse
-HELP="x"
-def add_arguments(parser: argparse.ArgumentParser) -> None: ...
-def run(arguments: argparse.Namespace) -> None: ...
+from collections.abc import Iterator
+
+HELP = "look over this machine, or with recipe=NAME what a recipe would train on"
+
+_EXTRAS = {"timm": ("timm", "torchvision"), "gguf": ("gguf",), "tensorboard": ("tensorboard",), "wandb": ("wandb",)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="recipe=NAME key=value", help="a recipe, then overrides")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import sys
+
+    for line in _machine():
+        print(line)
+    if arguments.overrides:
+        from eyegraft.cli.show import named
+        from eyegraft.config import compose, to_plain, validate
+        from eyegraft.training.checkup import check_recipe
+
+        recipe = validate(to_plain(compose(named(arguments.overrides))))
+        print(f"\nrecipe {recipe.recipe}: {recipe.title}")
+        for line in check_recipe(recipe, colour=sys.stdout.isatty()):
+            print(line, flush=True)
+
+
+def _machine() -> Iterator[str]:
+    import platform
+    import shutil
+    from importlib.util import find_spec
+
+    import psutil
+    import torch
+
+    from eyegraft.pretrained import cache_dir
+    from eyegraft.training.runs import versions
+
+    yield f"{platform.system()} {platform.machine()}, {psutil.cpu_count(logical=False)} cores, {torch.get_num_threads()} threads"
+    yield "  ".join(f"{name} {number}" for name, number in versions().items())
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
+    yield f"memory {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, disk {disk.free / 2**30:.1f} GiB free here"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            yield f"cuda:{index} {facts.name}, {facts.total_memory / 2**30:.1f} GiB"
+    elif torch.backends.mps.is_available():
+        yield "mps"
+    else:
+        yield "no GPU: everything runs on the CPU"
+    yield f"cache {cache_dir()}"
+    for extra, packages in _EXTRAS.items():
+        missing = [name for name in packages if find_spec(name) is None]
+        yield f"extra {extra:<12}" + (f"missing {', '.join(missing)}: pip install 'eyegraft[{extra}]'" if missing else "ok")

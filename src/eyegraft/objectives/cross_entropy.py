@@ -21,7 +21,7 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = label_smoothing
 
     def counts(self, batch: Batch) -> Tensor:
-        return (batch.labels[:, 1:] != IGNORE).sum(1).float()
+        return (batch.labels != IGNORE).sum(1).float()
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         smoothing = self.label_smoothing if self.training else 0.0  # validation losses stay comparable across settings

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from eyegraft.config import Recipe
 from eyegraft.errors import RunError, shown
 from eyegraft.model import Graft
-from eyegraft.tuning import canonical
+from eyegraft.pretrained import ready
+from eyegraft.tuning import canonical, is_adapted
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -155,6 +156,7 @@ def load_weights(folder: Path, model: Graft, extra_modules: Mapping[str, nn.Modu
     for part in config["adapters"]:
         _load_adapter(folder / "adapter" / part, model.parts()[part])
     tensors = load_file(folder / "model.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if extra_modules or not name.startswith("objective.")}
     targets = _state(model, extra_modules or {})
     unknown = sorted(set(tensors) - set(targets))
     wrong = [name for name in tensors if name in targets and tensors[name].shape != targets[name].shape]
@@ -185,12 +187,12 @@ def _trained_tensors(model: nn.Module, saved: set[str], extra_modules: Mapping[s
 
 
 def _save_adapters(model: Graft, folder: Path) -> list[str]:
-    from peft import PeftModel, get_peft_model_state_dict
-
     names = []
     for name, part in model.parts().items():
         backbone = getattr(part, "backbone", None)
-        if isinstance(backbone, PeftModel):
+        if is_adapted(backbone):
+            from peft import get_peft_model_state_dict
+
             place = folder / "adapter" / name
             place.mkdir(parents=True)
             state = get_peft_model_state_dict(backbone)
@@ -201,9 +203,10 @@ def _save_adapters(model: Graft, folder: Path) -> list[str]:
 
 
 def _load_adapter(folder: Path, part: Any) -> None:
-    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    ready()
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    if not isinstance(part.backbone, PeftModel):
+    if not is_adapted(part.backbone):
         part.backbone = get_peft_model(part.backbone, LoraConfig.from_pretrained(str(folder)))
     result = set_peft_model_state_dict(part.backbone, load_file(folder / "adapter_model.safetensors"))
     if result.unexpected_keys:

@@ -24,7 +24,7 @@ from eyegraft.data.batches import Examples, batch_order, derived_seed, load_batc
 from eyegraft.errors import TrainingError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import load_weights, save_checkpoint
+from eyegraft.training.checkpoints import save_checkpoint
 from eyegraft.training.schedule import rate_factor
 from eyegraft.training.trackers import MetricsFile, Row
 from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
@@ -273,7 +273,7 @@ class StageTrainer:
             self.recipe,
             saved=self.plan.saved,
             facts=facts,
-            extra_modules=_with_state(self.objective),
+            extra_modules=with_state(self.objective),
             optimizer=self._optimizer_tensors() if resumable else None,
             trainer=asdict(at) if resumable else None,
         )
@@ -295,7 +295,7 @@ class StageTrainer:
         }
 
     def _restore(self, folder: Path) -> None:
-        load_weights(folder, self.model, _with_state(self.objective))
+        """Position and optimiser; the model came with its weights."""
         self.at = Position(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))
         parameters = dict(self._named_parameters())
         state = self.optimizer.optimizer.state
@@ -309,7 +309,8 @@ class StageTrainer:
         log.info("going on from %s: epoch %d, step %d", folder, self.at.epoch + 1, self.at.step)
 
 
-def _with_state(objective: Any) -> dict[str, nn.Module]:
+def with_state(objective: Any) -> dict[str, nn.Module]:
+    """An objective that has tensors of its own, under the name that checkpoints give it."""
     return {"objective": objective} if isinstance(objective, nn.Module) and objective.state_dict() else {}
 
 

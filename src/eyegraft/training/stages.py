@@ -19,7 +19,7 @@ from eyegraft.errors import DataError, RecipeError
 from eyegraft.model import Graft, assemble
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import find_checkpoint, load_weights, read_config
-from eyegraft.training.loop import StageData, StageTrainer
+from eyegraft.training.loop import StageData, StageTrainer, with_state
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
 from eyegraft.tuning import make_plan
@@ -137,7 +137,8 @@ def _train_stage(run: Run, stage: str, data: PreparedData) -> None:
     task = build_task(recipe, settings)
     objective = build_objective(task, settings)
     start = latest or _start_of(run, stage)
-    saved = load_weights(start, model) if start is not None else set()
+    own = with_state(objective) if latest is not None else {}  # what an objective learned belongs to its stage
+    saved = load_weights(start, model, own) if start is not None else set()
     lineage = read_config(start)["lineage"] if start is not None else []
     torch.manual_seed(derived_seed("plan", recipe.seed, stage))
     plan = make_plan(model, settings, objective=objective, saved=saved)

@@ -1,0 +1,119 @@
+"""A recipe looked over before it is run: rows, texts with their learned tokens, lengths, the trainable plan, one dry step and its memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import torch
+
+from eyegraft.config import Recipe
+from eyegraft.data.batches import batch_order, load_batches
+from eyegraft.data.samples import PreparedData, load_samples
+from eyegraft.data.text import EncodedText
+from eyegraft.training.loop import LossStep, Sealed, StageData
+from eyegraft.training.stages import build_model, build_objective, build_task, make_fabric, stage_data
+from eyegraft.tuning import TrainablePlan, make_plan, prove, set_training_mode
+from eyegraft.types import IGNORE
+
+GIB = 2**30
+
+
+def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) -> Iterator[str]:
+    """Lines of the check-up, as they become known. Nothing is written.
+
+    Args:
+        colour: mark learned tokens by ANSI colour in place of brackets.
+        num_samples: decoded samples to show.
+
+    Raises:
+        EyegraftError: whatever training itself would raise before its first step.
+    """
+    data = load_samples(recipe.data)
+    yield from _rows(data)
+    model = build_model(recipe)
+    for name in recipe.stage_names:
+        settings = recipe.stage(name)
+        task = build_task(recipe, settings)
+        objective = build_objective(task, settings)
+        yield f"\nstage {name}: task {task.name}, objective {type(objective).__name__}"
+        torch.manual_seed(recipe.seed)
+        plan = make_plan(model, settings, objective=objective)
+        yield plan.table()
+        read = stage_data(recipe, model, task, data)
+        yield from _texts(read, model.head.tokenizer, colour, num_samples)
+        fabric = make_fabric(recipe, settings.precision)
+        step = fabric.setup(LossStep(model, objective))
+        yield from _dry_step(step, fabric, read, plan, settings.batch_size, recipe.seed)
+
+
+def _rows(data: PreparedData) -> Iterator[str]:
+    for split, samples in data.splits.items():
+        yield f"{split:<16}{len(samples):>8} samples  sha256 {data.split_sha256[split][:12]}"
+    if data.reasons:
+        for reason, count in data.reasons.most_common():
+            yield f"quarantined     {count:>8} rows: {reason}"
+    else:
+        yield "quarantined            0 rows"
+
+
+def _texts(read: StageData, tokenizer: Any, colour: bool, num_samples: int) -> Iterator[str]:
+    lengths = sorted(len(text.input_ids) for text in read.train.texts)
+    learned = [sum(label != IGNORE for label in text.labels) for text in read.train.texts]
+    yield (
+        f"text tokens: shortest {lengths[0]}, median {statistics.median(lengths):g}, longest {lengths[-1]}; "
+        f"learned {statistics.mean(learned):.1f} a sample; {sum(text.truncated for text in read.train.texts)} cut"
+    )
+    yield "learned tokens are " + ("green" if colour else "in ⟦ ⟧") + ":"
+    for sample, text in list(zip(read.train.samples, read.train.texts, strict=True))[:num_samples]:
+        yield f"  {sample.id}: {marked(tokenizer, text, colour)}"
+
+
+def marked(tokenizer: Any, text: EncodedText, colour: bool = False) -> str:
+    """The decoded text with its learned stretches marked."""
+    opening, closing = ("\033[32m", "\033[0m") if colour else ("⟦", "⟧")
+    pieces: list[tuple[bool, list[int]]] = []
+    for token, label in zip(text.input_ids, text.labels, strict=True):
+        learned = label != IGNORE
+        if not pieces or pieces[-1][0] != learned:
+            pieces.append((learned, []))
+        pieces[-1][1].append(token)
+    shown = [(learned, str(tokenizer.decode(ids))) for learned, ids in pieces]
+    return "".join(f"{opening}{words}{closing}" if learned else words for learned, words in shown).replace("\n", "⏎")
+
+
+def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, batch_size: int, seed: int) -> Iterator[str]:
+    """Forward and backward of the batch with the longest sample, twice: once as the probe of the plan, once for time and memory."""
+    order = batch_order([len(text.input_ids) for text in read.train.texts], batch_size, seed=seed, epoch=0)
+    batch = next(load_batches(read.train, order[:1], pad_id=read.pad_id)).to(fabric.device)
+    set_training_mode(step)
+    prove(step, step, Sealed(batch), fabric.backward)
+    started = time.monotonic()
+    sums, counts = step(Sealed(batch))
+    fabric.backward(sums.sum() / counts.sum())
+    seconds = time.monotonic() - started
+    step.zero_grad(set_to_none=True)
+    trainable = sum(row.trainable for row in plan.rows)
+    weights = sum(p.numel() * p.element_size() for p in step.parameters())
+    yield f"dry step: {len(batch)} samples in {seconds:.2f} s, loss {float(sums.sum() / counts.sum()):.3f}; every trainable tensor got a gradient"
+    yield (
+        f"memory: weights {weights / GIB:.2f} GiB, gradients and Adam of {trainable:,} numbers {trainable * 12 / GIB:.2f} GiB, "
+        f"peak so far {peak_memory(fabric.device) / GIB:.2f} GiB on {fabric.device}"
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest point so far: of the device's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    except ImportError:  # Windows
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
