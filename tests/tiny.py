@@ -110,3 +110,36 @@ def shapes(folder: Path, counts: dict[str, int] | None = None) -> Path:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
     return folder
+
+
+def text_batch(tokenizer: Any, pairs: list[tuple[str, str | None]], pixels: Any = None, *, template: str = "auto") -> Any:
+    """A batch of (prompt, target) texts, or of prompts alone where every target is None; `pixels` [B, C, H, W] may come with it."""
+    import torch
+
+    from eyegraft.data.batches import Collate
+    from eyegraft.data.text import encode_pair, encode_prompt
+    from eyegraft.types import Sample
+
+    pixels = torch.zeros(len(pairs), 3, 8, 8) if pixels is None else pixels
+    items = []
+    for number, (prompt, target) in enumerate(pairs):
+        if target is None:
+            text = encode_prompt(tokenizer, prompt, template=template)  # type: ignore[arg-type]
+        else:
+            text = encode_pair(tokenizer, prompt, target, max_tokens=256, template=template)  # type: ignore[arg-type]
+        items.append((Sample(str(number), Path(f"{number}.png"), prompt, (target,) if target else ()), pixels[number], text))
+    return Collate(tokenizer.pad_token_id)(items)
+
+
+def lively(module: Any, *, scale: float = 5.0, seed: int = 0) -> Any:
+    """Give a fresh random network weights so large that what it says hangs on all that it sees, and nothing starts at zero."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(scale)
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1e-2)
+    return module

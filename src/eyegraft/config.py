@@ -324,7 +324,9 @@ def use_plugin(package: str) -> None:
     try:
         import_module(package)
     except ImportError as error:
-        raise PartError(f"--plugin {package}: {error}", "the name of an importable package", "install it, or add its parent folder to PYTHONPATH") from error
+        raise PartError(
+            f"--plugin {package}: {error}", "the name of an importable package", "install it, or add its parent folder to PYTHONPATH"
+        ) from error
     if package not in _plugins:
         _plugins.append(package)
 
@@ -399,7 +401,9 @@ def hydra_overrides(overrides: Sequence[str]) -> list[str]:
     """
     groups = group_names()
     given = [
-        text if text[:1] in "+~-" or "=" not in text or text.split("=", 1)[0].split("@")[0] in groups or text.startswith("hydra") else f"++{text}"
+        text
+        if text[:1] in "+~-" or "=" not in text or text.split("=", 1)[0].split("@")[0] in groups or text.startswith("hydra")
+        else f"++{text}"
         for text in overrides
     ]
     return [*given, f"hydra.searchpath=[{','.join(f'file://{place}' for place in _conf_dirs)}]"] if _conf_dirs else given
@@ -437,7 +441,9 @@ def compose(overrides: Sequence[str]) -> Any:
             return hydra_compose("config", overrides=hydra_overrides(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise RecipeError("; ".join(lines[:4]), "overrides such as train.epochs=3 or connector=prefix", "`eyegraft show recipe=NAME` prints every key") from error
+        raise RecipeError(
+            "; ".join(lines[:4]), "overrides such as train.epochs=3 or connector=prefix", "`eyegraft show recipe=NAME` prints every key"
+        ) from error
 
 
 def to_plain(composed: Any) -> dict[str, Any]:
@@ -451,7 +457,11 @@ def to_plain(composed: Any) -> dict[str, Any]:
 
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
-        raise RecipeError(f"no value for {', '.join(missing)}", "a value for each key that the recipe leaves open", " ".join(f"{key}=…" for key in missing))
+        raise RecipeError(
+            f"no value for {', '.join(missing)}",
+            "a value for each key that the recipe leaves open",
+            " ".join(f"{key}=…" for key in missing),
+        )
     try:
         plain: Any = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
@@ -477,7 +487,7 @@ def validate(plain: Mapping[str, Any]) -> Recipe:
     for place, room in _ROOMS.items():
         faults += _part_faults((place,), room, plain.get(place))
     tasks = plain.get("tasks")
-    for name, part in (tasks.items() if isinstance(tasks, Mapping) else ()):
+    for name, part in tasks.items() if isinstance(tasks, Mapping) else ():
         faults += _part_faults(("tasks", str(name)), "tasks", part)
     if recipe is not None and not faults:
         faults += _cross_faults(recipe)
@@ -508,7 +518,10 @@ def _part_faults(place: tuple[str, ...], room: str, value: Any) -> list[str]:
     available = kinds(room)
     if value["kind"] not in available:
         hint = nearest(value["kind"], available)
-        return [f"{'.'.join(place)}.kind: given {value['kind']!r}; expected one of {', '.join(sorted(available))}" + (f"; {hint}" if hint else "")]
+        return [
+            f"{'.'.join(place)}.kind: given {value['kind']!r}; expected one of {', '.join(sorted(available))}"
+            + (f"; {hint}" if hint else "")
+        ]
     config: type[BaseModel] = module_of(room, value["kind"]).Config
     return _model_faults(place, config, {str(key): item for key, item in value.items() if key != "kind"})
 
@@ -522,14 +535,18 @@ def _cross_faults(recipe: Recipe) -> list[str]:
         if stage.task is None and len(recipe.tasks) > 1:
             faults.append(f"stages.{name}.task: missing; expected one of {', '.join(recipe.tasks)}")
         if stage.task is not None and stage.task not in recipe.tasks:
-            faults.append(f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}; {nearest(stage.task, recipe.tasks)}")
+            faults.append(
+                f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}; {nearest(stage.task, recipe.tasks)}"
+            )
         for part in stage.tune:
             if part not in parts:
                 faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(sorted(parts))}; {nearest(part, parts)}")
     if recipe.run_stages != "all":
         for name in recipe.run_stages:
             if name not in recipe.stages:
-                faults.append(f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}; {nearest(name, recipe.stages)}")
+                faults.append(
+                    f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}; {nearest(name, recipe.stages)}"
+                )
     return faults
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -31,12 +31,20 @@ def progress(label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(label, total=total, completed=done, note="")
 
             def advance(done: int = 1, note: str = "") -> None:
-                bar.update(task, advance=done, **({"note": note} if note else {}))
+                bar.advance(task, done)
+                if note:
+                    bar.update(task, note=note)
 
             yield advance
         return
@@ -49,14 +57,18 @@ def progress(label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
         now = time.monotonic()
         if now - shown >= _PLAIN_SECONDS:
             shown = now
-            print(f"{label}: {count}/{total if total is not None else '?'} after {now - started:.0f} s {note}".rstrip(), file=sys.stderr, flush=True)
+            print(
+                f"{label}: {count}/{total if total is not None else '?'} after {now - started:.0f} s {note}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield advance_plainly
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Pass items on and show how many have gone by."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(label, total) as advance:
         for item in items:

@@ -87,7 +87,9 @@ def resolve(name: str) -> str:
         return str(expanded) if expanded.exists() else name
     short = name.removeprefix("packaged:")
     if short not in _PACKAGED:
-        raise PartError(f"unknown packaged weights {name!r}", f"one of {', '.join(f'packaged:{item}' for item in _PACKAGED)}", nearest(short, _PACKAGED))
+        raise PartError(
+            f"unknown packaged weights {name!r}", f"one of {', '.join(f'packaged:{item}' for item in _PACKAGED)}", nearest(short, _PACKAGED)
+        )
     package, pattern, convert = _PACKAGED[short]
     source = _packaged_file(name, package, pattern)
     target = cache_dir() / "pretrained" / f"{short}-{_digest(source)[:16]}"
@@ -207,7 +209,7 @@ _PACKAGED: dict[str, tuple[str, str, Callable[[Path, Path], None]]] = {
 
 
 def stack_of(module: Any) -> list[list[Any]]:
-    """The parameters of a transformers model in depth order: what comes before its blocks, each block, and what comes after with the last.
+    """A transformers model's parameters in depth order: what comes before its blocks, each block, and what comes after with the last.
 
     The blocks are the largest `ModuleList`, which holds for every decoder, vision tower and staged convolutional network of transformers.
     """
@@ -224,3 +226,49 @@ def stack_of(module: Any) -> list[list[Any]]:
     stem = [parameter for place, parameter in outside if place < first]
     tail = [parameter for place, parameter in outside if place > first]
     return [stem, *blocks[:-1], blocks[-1] + tail]
+
+
+def drop_unused(module: Any, forward: Callable[[], Any]) -> None:
+    """Take out of a pretrained module what a forward leaves aside (pooling heads, mask tokens): else `full`, `last_n` and adapters would
+    train tensors that never get a gradient.
+
+    Args:
+        forward: runs the module once and gives the tensor that is used of it.
+    """
+    import torch
+    from torch import nn
+
+    was_training = module.training
+    module.eval()
+    with torch.enable_grad():
+        used = _leaves(forward())
+    module.train(was_training)
+    dropped: list[str] = []
+    for name, child in list(module.named_modules()):
+        own = list(child.parameters())
+        if own and not any(id(parameter) in used for parameter in own) and not any(name.startswith(f"{above}.") for above in dropped):
+            module.set_submodule(name, nn.Identity())
+            dropped.append(name)
+    for name, parameter in list(module.named_parameters()):
+        if id(parameter) not in used:
+            parent, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(parent)
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, parameter.detach(), persistent=False)
+            dropped.append(name)
+    if dropped:
+        log.debug("left out, for the forward does not use them: %s", ", ".join(dropped))
+
+
+def _leaves(output: Any) -> set[int]:
+    """The ids of the parameters that a tensor was computed from."""
+    found, seen, waiting = set(), set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [following for following, _ in node.next_functions]
+    return found

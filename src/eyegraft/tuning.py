@@ -89,7 +89,9 @@ def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None =
             plan.saved |= {canonical(names[id(parameter)]) for parameter in chosen}
     plan.saved |= {canonical(name) for name in _buffers_beside(model, plan.saved)}
     if not plan.groups:
-        raise RecipeError("every part is frozen: nothing would train", "at least one part with mode last_n, full or lora", "set train.tune.connector=full")
+        raise RecipeError(
+            "every part is frozen: nothing would train", "at least one part with mode last_n, full or lora", "set train.tune.connector=full"
+        )
     return plan
 
 
@@ -124,7 +126,9 @@ def _groups(part: str, chosen: list[nn.Parameter], names: Mapping[int, str], rat
         ("no_decay", 0.0, [p for p in chosen if p.ndim <= 1]),
     ):
         if members:
-            groups.append({"params": members, "names": [names[id(p)] for p in members], "name": f"{part}/{suffix}", "lr": rate, "weight_decay": decay})
+            groups.append(
+                {"params": members, "names": [names[id(p)] for p in members], "name": f"{part}/{suffix}", "lr": rate, "weight_decay": decay}
+            )
     return groups
 
 
@@ -154,7 +158,11 @@ def add_adapter(name: str, part: nn.Module, lora: Lora) -> list[nn.Parameter]:
 
     backbone: Any = getattr(part, "backbone", None)
     if backbone is None:
-        raise RecipeError(f"tune.{name}.mode=lora, but this part has no pretrained backbone", "lora on vision_encoder or head", f"set train.tune.{name}=full")
+        raise RecipeError(
+            f"tune.{name}.mode=lora, but this part has no pretrained backbone",
+            "lora on vision_encoder or head",
+            f"set train.tune.{name}=full",
+        )
     targets = _adapted_modules(name, part, lora)
     if not is_adapted(backbone):
         config = LoraConfig(
@@ -170,13 +178,22 @@ def add_adapter(name: str, part: nn.Module, lora: Lora) -> list[nn.Parameter]:
     else:
         there = backbone.peft_config["default"]
         if (there.r, there.lora_alpha, set(there.target_modules)) != (lora.rank, lora.alpha, set(targets)):
-            raise RecipeError(f"tune.{name}.lora differs from the adapter of an earlier stage", f"rank {there.r}, alpha {there.lora_alpha}, the same modules", "keep one adapter a part")
-    return [parameter for key, parameter in part.backbone.named_parameters() if "lora_" in key]
+            raise RecipeError(
+                f"tune.{name}.lora differs from the adapter of an earlier stage",
+                f"rank {there.r}, alpha {there.lora_alpha}, the same modules",
+                "keep one adapter a part",
+            )
+    adapted: Any = part.backbone
+    return [parameter for key, parameter in adapted.named_parameters() if "lora_" in key]
 
 
 def _adapted_modules(name: str, part: Any, lora: Lora) -> list[str]:
     """Full names of the linear layers to adapt. Read off the module, so that a misspelt name cannot silently adapt nothing."""
-    layers = {canonical(key): module for key, module in part.backbone.named_modules() if isinstance(module, nn.Linear) or key.endswith(".base_layer")}
+    layers = {
+        canonical(key): module
+        for key, module in part.backbone.named_modules()
+        if isinstance(module, nn.Linear) or key.endswith(".base_layer")
+    }
     layers = {key.removesuffix(".base_layer"): module for key, module in layers.items() if ".lora_" not in key}
     head = part.backbone.get_output_embeddings() if hasattr(part.backbone, "get_output_embeddings") else None
     if lora.target_modules == "all-linear":
@@ -194,7 +211,11 @@ def _adapted_modules(name: str, part: Any, lora: Lora) -> list[str]:
         last = {id(parameter) for block in part.blocks[-lora.target_layers :] for parameter in block}
         chosen = {key: module for key, module in chosen.items() if id(module.weight) in last}
     if not chosen:
-        raise RecipeError(f"tune.{name}.lora finds no linear layer", "target_modules and target_layers that meet somewhere", "use target_modules=all-linear")
+        raise RecipeError(
+            f"tune.{name}.lora finds no linear layer",
+            "target_modules and target_layers that meet somewhere",
+            "use target_modules=all-linear",
+        )
     return sorted(chosen)
 
 
@@ -218,7 +239,7 @@ def set_training_mode(model: nn.Module) -> None:
 def prove(step: Any, model: nn.Module, batch: Any, backward: Any) -> None:
     """One probe step: every tensor that is meant to train gets a gradient, and no other does. Nothing is changed by it.
 
-    Tensors that start at exactly zero (LoRA's B, gates) hide the gradient of their neighbours, so they are given small values for the probe.
+    Tensors that start at exactly zero (LoRA's B, gates) hide the gradient of their neighbours: for the probe they get small values.
 
     Args:
         step: batch -> (summed losses [B], counts [B]).
@@ -251,4 +272,8 @@ def prove(step: Any, model: nn.Module, batch: Any, backward: Any) -> None:
             "freeze what the forward does not use, or reload a quantised model that was switched to inference",
         )
     if leaking:
-        raise TrainingError(f"frozen tensors got a gradient: {shown(leaking, 4)}", "no gradient outside the trainable plan", "report this as a fault of eyegraft")
+        raise TrainingError(
+            f"frozen tensors got a gradient: {shown(leaking, 4)}",
+            "no gradient outside the trainable plan",
+            "report this as a fault of eyegraft",
+        )

@@ -14,12 +14,18 @@ VERBS = ("recipes", "show", "prepare", "train", "evaluate", "report", "predict",
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="eyegraft", description="Graft a pretrained eye onto the answer you need: text, labels or numbers.")
+    parser = argparse.ArgumentParser(
+        prog="eyegraft", description="Graft a pretrained eye onto the answer you need: text, labels or numbers."
+    )
     parser.add_argument("--version", action="version", version=f"eyegraft {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--plugin", action="append", default=[], metavar="PACKAGE", help="a package of your own parts (PACKAGE.encoders, PACKAGE.heads …)")
-    common.add_argument("--config-dir", action="append", default=[], metavar="FOLDER", help="a folder of your own recipes (FOLDER/recipe/NAME.yaml)")
+    common.add_argument(
+        "--plugin", action="append", default=[], metavar="PACKAGE", help="a package of your own parts (PACKAGE.encoders, PACKAGE.heads …)"
+    )
+    common.add_argument(
+        "--config-dir", action="append", default=[], metavar="FOLDER", help="a folder of your own recipes (FOLDER/recipe/NAME.yaml)"
+    )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--quiet", action="store_true", help="warnings and results only")
     for verb in VERBS:

@@ -40,7 +40,7 @@ def _interleaved(flags: Sequence[str], values: Sequence[str]) -> list[str]:
     return words
 
 
-@hydra.main(version_base="1.3", config_path="pkg://eyegraft.conf", config_name="config")
+@hydra.main(version_base="1.3", config_path="pkg://eyegraft.conf", config_name="config")  # type: ignore[untyped-decorator]  # Hydra is not typed
 def _job(composed: Any) -> None:
     from eyegraft.training import train
 

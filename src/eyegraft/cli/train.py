@@ -8,7 +8,9 @@ HELP = "train a recipe's stages; the same command goes on with an unfinished run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="recipe=NAME key=value", help="a recipe, overrides, and Hydra's own flags (-m, --cfg job …)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="recipe=NAME key=value", help="a recipe, overrides, and Hydra's own flags (-m, --cfg job …)"
+    )
     parser.add_argument("--resume", metavar="RUN", help="go on with this run")
     parser.add_argument("--fresh", action="store_true", help="start a new run even where an unfinished one lies")
 

@@ -31,5 +31,7 @@ class AttentionPooling(nn.Module):
 
 def build(config: Config, *, in_dim: int, out_dim: int) -> AttentionPooling:
     if in_dim % config.num_heads:
-        raise PartError(f"pooling.num_heads={config.num_heads} does not divide the encoder's width {in_dim}", "a divisor", "set pooling.num_heads")
+        raise PartError(
+            f"pooling.num_heads={config.num_heads} does not divide the encoder's width {in_dim}", "a divisor", "set pooling.num_heads"
+        )
     return AttentionPooling(in_dim, config.num_queries, config.num_heads)

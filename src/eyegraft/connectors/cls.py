@@ -20,7 +20,11 @@ class ClassTokenPooling(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         if tokens.num_prefix < 1:
-            raise PartError("pooling=cls, but the encoder gives no class token", "an encoder with a class token", "use pooling=mean or pooling=attention")
+            raise PartError(
+                "pooling=cls, but the encoder gives no class token",
+                "an encoder with a class token",
+                "use pooling=mean or pooling=attention",
+            )
         return Tokens(tokens.values[:, :1], tokens.mask[:, :1])
 
 

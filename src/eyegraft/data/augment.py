@@ -63,9 +63,7 @@ def _moved(image: Image.Image, degrees: float, shift: tuple[float, float], scale
     # Pillow wants the map from output to input: in = R⁻¹ (out − centre − shift) / scale + centre
     out_x, out_y = centre_x + shift[0], centre_y + shift[1]
     inverse = (cosine, sine, centre_x - cosine * out_x - sine * out_y, -sine, cosine, centre_y + sine * out_x - cosine * out_y)
-    return image.transform(
-        image.size, Image.Transform.AFFINE, inverse, resample=Image.Resampling.BICUBIC, fillcolor=_corner_median(image)
-    )
+    return image.transform(image.size, Image.Transform.AFFINE, inverse, resample=Image.Resampling.BICUBIC, fillcolor=_corner_median(image))
 
 
 def _corner_median(image: Image.Image) -> int | tuple[int, ...]:

@@ -41,7 +41,9 @@ def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: in
 class Examples(Dataset[Item]):
     """Decodes and transforms one sample at a time. A key is (position, seed of its augmentation or None)."""
 
-    def __init__(self, samples: Sequence[Sample], texts: Sequence[EncodedText], image: ImageSpec, augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], texts: Sequence[EncodedText], image: ImageSpec, augmentation: Augmentation | None = None
+    ) -> None:
         self.samples, self.texts, self.image = samples, texts, image
         self.augmentation = augmentation if augmentation is not None and is_random(augmentation) else None
 
@@ -89,7 +91,7 @@ def load_batches(
     keys = [[(i, None if seed is None else derived_seed("augment", *seed, i)) for i in batch] for batch in batches]
     loader: DataLoader[Any] = DataLoader(
         examples,
-        batch_sampler=keys,  # type: ignore[arg-type]  # keys are pairs, which the stubs do not foresee
+        batch_sampler=keys,
         collate_fn=Collate(pad_id),
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(0),  # else the loader draws its workers' seed from the global generator

@@ -355,8 +355,10 @@ def _stop_if_too_bad(rows: Sequence[_Row], splits: dict[str, list[Sample]], allo
 def _stop_at_leaks(rows: Sequence[_Row]) -> None:
     """Compare groups and pictures across splits. Two splits that are only evaluated on may share."""
     faults = []
-    for what, shared in (("group", _shared((row.group, row.split, row.group) for row in rows if row.group is not None)),
-                         ("picture", _shared((row.sha256, row.split, row.image) for row in rows))):
+    for what, shared in (
+        ("group", _shared((row.group, row.split, row.group) for row in rows if row.group is not None)),
+        ("picture", _shared((row.sha256, row.split, row.image) for row in rows)),
+    ):
         if shared:
             plural = f"{what}s stand" if len(shared) > 1 else f"{what} stands"
             faults.append(f"{len(shared)} {plural} in more than one split: {shown(shared)}")

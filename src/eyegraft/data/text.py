@@ -54,7 +54,9 @@ def encode_pair(
         excess = len(prompt_ids) - room
         if not words or not target_ids:
             raise DataError(
-                f"max_text_tokens={max_tokens} leaves no room for the target", f"more than {len(prompt_ids)} tokens", "raise tasks.NAME.max_text_tokens"
+                f"max_text_tokens={max_tokens} leaves no room for the target",
+                f"more than {len(prompt_ids)} tokens",
+                "raise tasks.NAME.max_text_tokens",
             )
         words = _cut(tokenizer, words, max(0, len(words) - excess))
         prompt_ids = _ids(tokenizer, _prompt_text(tokenizer, tokenizer.decode(words), template))

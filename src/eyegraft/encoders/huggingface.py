@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eyegraft.config import Strict
 from eyegraft.errors import PartError
-from eyegraft.pretrained import ready, resolve, stack_of
+from eyegraft.pretrained import drop_unused, ready, resolve, stack_of
 from eyegraft.types import ImageSpec, Tokens
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # the numbers of PIL.Image.Resampling
@@ -33,7 +33,7 @@ class HuggingFaceEncoder(nn.Module):
         super().__init__()
         self.backbone: Any = backbone
         self.image = image
-        config = self.backbone.config
+        config: Any = self.backbone.config
         self.token_dim: int = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
 
     @property
@@ -60,7 +60,11 @@ def build(config: Config) -> HuggingFaceEncoder:
     name = resolve(config.model)
     try:
         architecture = AutoConfig.from_pretrained(name, revision=config.revision)
-        model = AutoModel.from_pretrained(name, revision=config.revision) if config.pretrained else AutoModel.from_config(architecture)
+        model = (
+            AutoModel.from_pretrained(name, revision=config.revision, dtype=torch.float32)  # else the file's own, which pixels do not have
+            if config.pretrained
+            else AutoModel.from_config(architecture, dtype=torch.float32)
+        )
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=config.revision)
     except (OSError, ValueError) as error:
         raise PartError(
@@ -69,7 +73,9 @@ def build(config: Config) -> HuggingFaceEncoder:
             "check the name; offline, download the folder elsewhere and give its path",
         ) from error
     backbone = getattr(model, "vision_model", model)  # a two-tower model such as CLIP: keep the eye
-    return HuggingFaceEncoder(backbone, _image_spec(settings))
+    image = _image_spec(settings)
+    drop_unused(backbone, lambda: backbone(pixel_values=torch.zeros(1, image.channels, *image.size)).last_hidden_state)
+    return HuggingFaceEncoder(backbone, image)
 
 
 def _image_spec(settings: Mapping[str, Any]) -> ImageSpec:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 
-def evaluate(run: Path | str, *, splits: Sequence[str] | None = None, stage: str | None = None, table: str | None = None) -> dict[str, dict[str, Any]]:
+def evaluate(
+    run: Path | str, *, splits: Sequence[str] | None = None, stage: str | None = None, table: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Evaluate a run on held-out splits; gives split -> result, as written to `<run>/evaluation/<split>.json`.
 
     Args:

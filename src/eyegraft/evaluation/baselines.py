@@ -51,13 +51,15 @@ def most_frequent(train: Sequence[Sample], count: int) -> list[str]:
     return [answer] * count
 
 
-def nearest_neighbour(model: Graft, train: Sequence[Sample], samples: Sequence[Sample], *, batch_size: int, num_workers: int, seed: int) -> list[str]:
+def nearest_neighbour(
+    model: Graft, train: Sequence[Sample], samples: Sequence[Sample], *, batch_size: int, num_workers: int, seed: int
+) -> list[str]:
     """The first reference of the training image whose pooled encoder tokens are nearest by cosine."""
     if len(train) > RETRIEVAL_LIMIT:
         train = random.Random(derived_seed("retrieval", seed)).sample(train, RETRIEVAL_LIMIT)
     known = _features(model, train, batch_size, num_workers, "features of training images")
     asked = _features(model, samples, batch_size, num_workers, "features")
-    return [train[int(place)].references[0] for chunk in asked.split(1024) for place in (chunk @ known.T).argmax(1)]
+    return [train[int(place)].references[0] for chunk in torch.split(asked, 1024) for place in (chunk @ known.T).argmax(1)]
 
 
 @torch.inference_mode()

@@ -64,7 +64,13 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
     systems = {system: _with_intervals(scores, resamples, seed) for system, scores in scored.items()}
     differences = {
         system: {
-            name: dict(zip(("value", "low", "high"), paired_interval(scored["model"].per_sample[name], scores.per_sample[name], resamples, seed), strict=True))
+            name: dict(
+                zip(
+                    ("value", "low", "high"),
+                    paired_interval(scored["model"].per_sample[name], scores.per_sample[name], resamples, seed),
+                    strict=True,
+                )
+            )
             for name in scores.per_sample
         }
         for system, scores in scored.items()
@@ -108,7 +114,9 @@ def _all_answers(recipe: Recipe, model: Graft, task: Task, data: PreparedData, s
     workers = recipe.data.num_workers
 
     def answers(of: Sequence[Sample], label: str, change: Any = None) -> list[str]:
-        return answer_samples(model, task, of, batch_size=settings.batch_size, num_workers=workers, change=change, label=f"{split}: {label}")
+        return answer_samples(
+            model, task, of, batch_size=settings.batch_size, num_workers=workers, change=change, label=f"{split}: {label}"
+        )
 
     found = {"model": answers(samples, "images")}
     for name in settings.baselines:
@@ -121,7 +129,9 @@ def _all_answers(recipe: Recipe, model: Graft, task: Task, data: PreparedData, s
         elif name == "most_frequent":
             found[name] = baselines.most_frequent(train, len(samples))
         else:
-            found[name] = baselines.nearest_neighbour(model, train, samples, batch_size=settings.batch_size, num_workers=workers, seed=recipe.seed)
+            found[name] = baselines.nearest_neighbour(
+                model, train, samples, batch_size=settings.batch_size, num_workers=workers, seed=recipe.seed
+            )
     return found
 
 

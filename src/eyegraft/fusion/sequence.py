@@ -30,5 +30,7 @@ class SequenceFusion(nn.Module):
 
 def build(config: Config, *, dims: Mapping[str, int]) -> SequenceFusion:
     if len(set(dims.values())) != 1:
-        raise PartError(f"fusion=sequence over widths {dict(dims)}", "one width for all modalities", "give each modality a connector to the same width")
+        raise PartError(
+            f"fusion=sequence over widths {dict(dims)}", "one width for all modalities", "give each modality a connector to the same width"
+        )
     return SequenceFusion(next(iter(dims.values())))

@@ -92,11 +92,17 @@ def build(config: Config, *, in_dim: int) -> PrefixLM:
     except (OSError, ValueError) as error:
         raise _unloadable(config, error) from error
     if tokenizer.eos_token_id is None:
-        raise PartError(f"head.model: the tokenizer of {config.model!r} has no end-of-text token", "an eos_token: without it no answer ever ends")
+        raise PartError(
+            f"head.model: the tokenizer of {config.model!r} has no end-of-text token", "an eos_token: without it no answer ever ends"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by `text_mask`, its id never matters
     if in_dim != input_dim(config):
-        raise PartError(f"tokens of width {in_dim} before a language model of width {input_dim(config)}", "equal widths", "use a connector that projects, such as connector=mlp")
+        raise PartError(
+            f"tokens of width {in_dim} before a language model of width {input_dim(config)}",
+            "equal widths",
+            "use a connector that projects, such as connector=mlp",
+        )
     return PrefixLM(model, tokenizer)
 
 

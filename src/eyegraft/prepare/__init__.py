@@ -23,7 +23,11 @@ def prepare(recipe: Recipe) -> Path:
         RecipeError: the recipe reads the user's own tables and has nothing to prepare.
     """
     if recipe.prepare is None:
-        raise RecipeError(f"recipe={recipe.recipe} has no `prepare`", "a recipe that makes its own data", "this one reads tables as they are: run `eyegraft train`")
+        raise RecipeError(
+            f"recipe={recipe.recipe} has no `prepare`",
+            "a recipe that makes its own data",
+            "this one reads tables as they are: run `eyegraft train`",
+        )
     module, config = configured("prepare", recipe.prepare)
     target = Path(recipe.data.base_dir).expanduser()
     facts: dict[str, Any] = module.prepare(config, target)

@@ -34,7 +34,12 @@ class CaptionTask:
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
         self.prompt = config.prompt
-        self.decoding = {"max_new_tokens": config.max_new_tokens, "num_beams": config.num_beams, "do_sample": False, "template": config.template}
+        self.decoding = {
+            "max_new_tokens": config.max_new_tokens,
+            "num_beams": config.num_beams,
+            "do_sample": False,
+            "template": config.template,
+        }
         self._config = config
 
     def encode(self, sample: Sample, tokenizer: Any, *, learn: bool) -> EncodedText:
@@ -43,7 +48,9 @@ class CaptionTask:
             if not learn:
                 return encode_prompt(tokenizer, prompt, template=config.template)
             target = sample.references[0]
-            return encode_pair(tokenizer, prompt, target, max_tokens=config.max_text_tokens, template=config.template, overflow=config.overflow)
+            return encode_pair(
+                tokenizer, prompt, target, max_tokens=config.max_text_tokens, template=config.template, overflow=config.overflow
+            )
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error.given}", error.expected, error.fix.replace("NAME", self.name)) from error
 

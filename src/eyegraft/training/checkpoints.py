@@ -1,12 +1,12 @@
 """Checkpoint directories: written whole or not at all, verified by hash, and free of pickle.
 
-    config.json          what this is: stage, step, epoch, lineage, tensors and adapters inside
-    model.safetensors    every tensor outside adapters that was ever trained
-    adapter/<part>/      adapters in PEFT's own format
-    tokenizer/           the language model's, where there is one
-    recipe.yaml          the resolved recipe
-    optimizer.safetensors, trainer.json    what resuming needs; only in `latest`
-    manifest.json        SHA-256 of every file above
+config.json          what this is: stage, step, epoch, lineage, tensors and adapters inside
+model.safetensors    every tensor outside adapters that was ever trained
+adapter/<part>/      adapters in PEFT's own format
+tokenizer/           the language model's, where there is one
+recipe.yaml          the resolved recipe
+optimizer.safetensors, trainer.json    what resuming needs; only in `latest`
+manifest.json        SHA-256 of every file above
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def disk_errors(place: Path) -> Iterator[None]:
         if not full and not any(text in str(error) for text in ("No space left", "File too large", "os error 28", "os error 27", "quota")):
             raise
         raise RunError(
-            f"no room to write {place}: {error}", "free disk space", "free some space and run the same command: it goes on from the last whole checkpoint"
+            f"no room to write {place}: {error}",
+            "free disk space",
+            "free some space and run the same command: it goes on from the last whole checkpoint",
         ) from error
 
 
@@ -139,7 +141,9 @@ def damage(folder: Path) -> str | None:
 def read_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("format") != FORMAT:
-        raise RunError(f"{folder}: checkpoint format {config.get('format')!r}", f"format {FORMAT}", "use the version of eyegraft that wrote it")
+        raise RunError(
+            f"{folder}: checkpoint format {config.get('format')!r}", f"format {FORMAT}", "use the version of eyegraft that wrote it"
+        )
     return config
 
 
@@ -161,7 +165,11 @@ def load_weights(folder: Path, model: Graft, extra_modules: Mapping[str, nn.Modu
     unknown = sorted(set(tensors) - set(targets))
     wrong = [name for name in tensors if name in targets and tensors[name].shape != targets[name].shape]
     if unknown or wrong:
-        raise RunError(f"{folder} does not fit this model: {shown(unknown + wrong, 3)}", "a checkpoint of the same recipe", "load it with the recipe.yaml beside it")
+        raise RunError(
+            f"{folder} does not fit this model: {shown(unknown + wrong, 3)}",
+            "a checkpoint of the same recipe",
+            "load it with the recipe.yaml beside it",
+        )
     with torch.no_grad():
         for name, tensor in tensors.items():
             targets[name].copy_(tensor)
@@ -189,7 +197,7 @@ def _trained_tensors(model: nn.Module, saved: set[str], extra_modules: Mapping[s
 def _save_adapters(model: Graft, folder: Path) -> list[str]:
     names = []
     for name, part in model.parts().items():
-        backbone = getattr(part, "backbone", None)
+        backbone: Any = getattr(part, "backbone", None)
         if is_adapted(backbone):
             from peft import get_peft_model_state_dict
 
@@ -210,7 +218,11 @@ def _load_adapter(folder: Path, part: Any) -> None:
         part.backbone = get_peft_model(part.backbone, LoraConfig.from_pretrained(str(folder)))
     result = set_peft_model_state_dict(part.backbone, load_file(folder / "adapter_model.safetensors"))
     if result.unexpected_keys:
-        raise RunError(f"{folder} does not fit this model: {shown(result.unexpected_keys, 3)}", "the adapter of the same base model", "check head.model")
+        raise RunError(
+            f"{folder} does not fit this model: {shown(result.unexpected_keys, 3)}",
+            "the adapter of the same base model",
+            "check head.model",
+        )
 
 
 def _write_manifest(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A recipe looked over before it is run: rows, texts with their learned tokens, lengths, the trainable plan, one dry step and its memory."""
+"""A recipe looked over before it is run: rows, texts with their learned tokens, the trainable plan, one dry step and its memory."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, batc
     step.zero_grad(set_to_none=True)
     trainable = sum(row.trainable for row in plan.rows)
     weights = sum(p.numel() * p.element_size() for p in step.parameters())
-    yield f"dry step: {len(batch)} samples in {seconds:.2f} s, loss {float(sums.sum() / counts.sum()):.3f}; every trainable tensor got a gradient"
+    loss = float((sums.sum() / counts.sum()).detach())
+    yield f"dry step: {len(batch)} samples in {seconds:.2f} s, loss {loss:.3f}; every trainable tensor got a gradient"
     yield (
         f"memory: weights {weights / GIB:.2f} GiB, gradients and Adam of {trainable:,} numbers {trainable * 12 / GIB:.2f} GiB, "
         f"peak so far {peak_memory(fabric.device) / GIB:.2f} GiB on {fabric.device}"

@@ -142,7 +142,9 @@ class StageTrainer:
         lengths = [len(text.input_ids) for text in self.data.train.texts]
         order = batch_order(lengths, self.settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch)
         seed = (self.recipe.seed, self.stage, self.at.epoch)
-        loaded = load_batches(self.data.train, order[self.at.batch :], pad_id=self.data.pad_id, seed=seed, num_workers=self.data.num_workers)
+        loaded = load_batches(
+            self.data.train, order[self.at.batch :], pad_id=self.data.pad_id, seed=seed, num_workers=self.data.num_workers
+        )
         while group := list(islice(loaded, self.settings.gradient_accumulation)):
             loss = self._step(group)
             self.at.batch += len(group)
@@ -172,7 +174,7 @@ class StageTrainer:
             raise TrainingError(
                 f"the loss of stage {self.stage!r} is {summed} at step {at.step} (samples {shown(ids)})",
                 "a finite loss",
-                "lower train.learning_rate, or use train.precision=32-true; the last checkpoint is whole and the same command goes on from it",
+                "lower train.learning_rate or set train.precision=32-true; the last checkpoint is whole",
             )
         if settings.max_grad_norm is not None:
             self.fabric.clip_gradients(self.step_module, self.optimizer, max_norm=settings.max_grad_norm, error_if_nonfinite=False)
@@ -211,12 +213,21 @@ class StageTrainer:
         if values:
             self._write({"kind": "val", "epoch": at.epoch, "step": at.step, **values, "seconds": round(at.seconds, 2)})
             if rule.metric not in values:
-                raise TrainingError(f"early_stopping.metric={rule.metric!r}", f"one of {', '.join(values)}", "set train.early_stopping.metric")
+                raise TrainingError(
+                    f"early_stopping.metric={rule.metric!r}", f"one of {', '.join(values)}", "set train.early_stopping.metric"
+                )
             value = values[rule.metric]
             better = at.best is None or (value < at.best if rule.mode == "min" else value > at.best)
             if better:
                 at.best = value
-            log.info("epoch %d of %d, step %d: %s%s", at.epoch + 1, self.settings.epochs, at.step, _values(values), "  best so far" if better else "")
+            log.info(
+                "epoch %d of %d, step %d: %s%s",
+                at.epoch + 1,
+                self.settings.epochs,
+                at.step,
+                _values(values),
+                "  best so far" if better else "",
+            )
         at.epochs_without_better = 0 if better else at.epochs_without_better + 1
         if better:
             at.best_epoch, at.best_step = at.epoch, at.step
@@ -238,7 +249,9 @@ class StageTrainer:
             tokens += float(counts.sum())
         values = {"val_loss": loss / tokens}
         if self.settings.early_stopping.metric != "val_loss":  # answers cost far more than a loss: made only where they decide
-            answers = answer_samples(self.model, self.task, self.data.val_samples, batch_size=self.recipe.evaluation.batch_size, label="validating")
+            answers = answer_samples(
+                self.model, self.task, self.data.val_samples, batch_size=self.recipe.evaluation.batch_size, label="validating"
+            )
             values |= {f"val_{name}": value for name, value in self.task.score(answers, self.data.val_samples).corpus.items()}
         return values
 
@@ -253,7 +266,9 @@ class StageTrainer:
 
     def _time_to_save(self) -> bool:
         every = self.settings.checkpoint_every
-        return (every is not None and self.at.step % every == 0) or time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes
+        return (
+            every is not None and self.at.step % every == 0
+        ) or time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes
 
     def _save(self, name: str, resumable: bool = True) -> None:
         at = self.at

@@ -71,7 +71,11 @@ class Run:
         before = self.facts.get("data", {}).get("splits")
         if before is not None and before != splits:
             changed = [name for name in {*before, *splits} if before.get(name) != splits.get(name)]
-            raise RunError(f"{self.folder}: the data of {', '.join(sorted(changed))} changed since this run began", "the same rows and images", "start anew with --fresh")
+            raise RunError(
+                f"{self.folder}: the data of {', '.join(sorted(changed))} changed since this run began",
+                "the same rows and images",
+                "start anew with --fresh",
+            )
         config = self.recipe.data
         self.facts["data"] = {"name": config.name, "about": config.about, "splits": splits}
         self.facts["quarantined"] = dict(data.reasons)
@@ -122,7 +126,11 @@ def open_run(recipe: Recipe, *, resume: str | None = None, fresh: bool = False) 
         run = read_run(resume)
         if run.recipe.fingerprint != recipe.fingerprint:
             differing = _differences(run.recipe.plain(), recipe.plain())
-            raise RunError(f"--resume {resume}: the recipe differs in {', '.join(differing[:5])}", "the recipe that the run was started with", "drop the changed overrides, or start anew with --fresh")
+            raise RunError(
+                f"--resume {resume}: the recipe differs in {', '.join(differing[:5])}",
+                "the recipe that the run was started with",
+                "drop the changed overrides, or start anew with --fresh",
+            )
         return run
     home = Path(recipe.run_root).expanduser() / recipe.experiment_name
     if not fresh:
@@ -172,7 +180,9 @@ def locked(run: Run) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(f"{run.folder} is in use by another process", "one process a run", "wait for it, or start a second run with --fresh") from error
+        raise RunError(
+            f"{run.folder} is in use by another process", "one process a run", "wait for it, or start a second run with --fresh"
+        ) from error
     try:
         yield
     finally:

@@ -36,7 +36,11 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
         with progress("checking images", None) as advance:
             data = load_samples(recipe.data, quarantine_file=quarantine, progress=lambda done, total: advance())
         if "train" not in data.splits:
-            raise DataError(f"the data have splits {', '.join(data.splits)}", "a split called train", "set data.tables.train or data.split.fractions.train")
+            raise DataError(
+                f"the data have splits {', '.join(data.splits)}",
+                "a split called train",
+                "set data.tables.train or data.split.fractions.train",
+            )
         run.note_data(data)
         if data.quarantined:
             log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
@@ -57,7 +61,7 @@ def make_fabric(recipe: Recipe, precision: str) -> Any:
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        return Fabric(accelerator=recipe.device, devices=1, precision=precision)  # type: ignore[arg-type]
+        return Fabric(accelerator=recipe.device, devices=1, precision=precision)
     except (RuntimeError, ValueError) as error:
         raise RecipeError(f"device={recipe.device}: {error}", "a device that this machine has", "set device=auto or device=cpu") from error
 
@@ -106,7 +110,9 @@ def encode_samples(task: Task, samples: Sequence[Sample], tokenizer: Any, image_
         texts.append(text)
     if faults:
         first = faults[0]
-        raise DataError(f"{len(faults)} of {len(samples)} samples cannot be learned from; the first: {first.given}", first.expected, first.fix)
+        raise DataError(
+            f"{len(faults)} of {len(samples)} samples cannot be learned from; the first: {first.given}", first.expected, first.fix
+        )
     cut = sum(text.truncated for text in texts)
     if cut:
         log.warning("%d of %d texts were cut to the limit (overflow=truncate)", cut, len(texts))
@@ -175,8 +181,6 @@ def _start_of(run: Run, stage: str) -> Path | None:
         if found is not None:
             return found
     return None
-
-
 
 
 def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:

@@ -47,7 +47,9 @@ def _tensorboard(folder: Path) -> Callable[[Row], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise PartError("trackers.tensorboard=true, but tensorboard is not installed", "the extra `tensorboard`", "pip install 'eyegraft[tensorboard]'") from error
+        raise PartError(
+            "trackers.tensorboard=true, but tensorboard is not installed", "the extra `tensorboard`", "pip install 'eyegraft[tensorboard]'"
+        ) from error
     writer = SummaryWriter(str(folder))
 
     def track(row: Row) -> None:
@@ -62,7 +64,9 @@ def _wandb(recipe: Recipe, run: Path, stage: str) -> Callable[[Row], None]:
     try:
         import wandb
     except ImportError as error:
-        raise PartError("trackers.wandb is set, but wandb is not installed", "the extra `wandb`", "pip install 'eyegraft[wandb]'") from error
+        raise PartError(
+            "trackers.wandb is set, but wandb is not installed", "the extra `wandb`", "pip install 'eyegraft[wandb]'"
+        ) from error
     options = {"project": recipe.experiment_name, "name": f"{run.name}-{stage}", **(recipe.trackers.wandb or {})}
     session = wandb.init(dir=str(run), config=recipe.plain(), resume="allow", id=f"{run.name}-{stage}", **options)
 

@@ -36,7 +36,9 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
             raise RecipeError(f"prepare: no drawing style {style!r}", f"one of {', '.join(available)}", nearest(style, available))
     with (HERE / "drawings.csv").open(encoding="utf-8", newline="") as stream:
         concepts = list(csv.DictReader(stream))
-    unseen = {row["codepoint"] for row in sorted(concepts, key=lambda row: hashlib.sha256(row["name"].encode()).hexdigest())[: config.num_unseen]}
+    unseen = {
+        row["codepoint"] for row in sorted(concepts, key=lambda row: hashlib.sha256(row["name"].encode()).hexdigest())[: config.num_unseen]
+    }
     known = [row for row in concepts if row["codepoint"] not in unseen]
     new = [row for row in concepts if row["codepoint"] in unseen]
     splits = {

@@ -1,0 +1,110 @@
+"""What the contracts build of each part. A part that is found in a room's folder and has no sample here fails its contract.
+
+ROOM[kind][label] is a function of the tiny pretrained folders (`conftest.Folders`) that gives the options of that part's `Config`, without
+`kind`. Add an entry for your new file; add several where the part has several ways to run. Keep it tiny: no downloads, well under a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from eyegraft.config import configured, kinds
+from eyegraft.config import Part as PartConfig
+
+Options = Callable[[Any], dict[str, Any]]
+
+
+def _timm(model: str) -> Options:
+    return lambda folders: {"model": model, "pretrained": False}
+
+
+def _vision(family: str) -> Options:
+    return lambda folders: {"model": folders.vision(family)}
+
+
+def _lm(family: str) -> Options:
+    return lambda folders: {"model": folders.lm(family)}
+
+
+SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
+    "encoders": {
+        "huggingface": {family: _vision(family) for family in ("siglip", "clip", "dinov2", "vit", "resnet")},
+        "timm": {
+            # `test_*` are timm's own miniatures of each family; mambaout gives channels last
+            name: _timm(name)
+            for name in ("test_vit", "test_vit3", "test_resnet", "test_efficientnet", "test_convnext", "test_mambaout", "resnet10t")
+        },
+    },
+    "connectors": {
+        "attention": {"one": lambda folders: {"num_heads": 4}, "three": lambda folders: {"num_queries": 3, "num_heads": 2}},
+        "cls": {"plain": lambda folders: {}},
+        "mean": {"plain": lambda folders: {}},
+        "mlp": {"plain": lambda folders: {}, "hidden": lambda folders: {"hidden_dim": 7}},
+        "prefix": {"plain": lambda folders: {"num_tokens": 3}, "hidden": lambda folders: {"hidden_dim": 5, "dropout": 0.1}},
+    },
+    "fusion": {"sequence": {"plain": lambda folders: {}}},
+    "heads": {"prefix_lm": {family: _lm(family) for family in ("llama", "mistral", "qwen2", "phi", "gpt2")}},
+    "objectives": {"cross_entropy": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}}},
+    "tasks": {
+        "caption": {
+            "chat": lambda folders: {"prompt": "What is drawn here?"},
+            "plain": lambda folders: {"prompt": "What is drawn here?", "template": "plain"},
+            "no-prompt": lambda folders: {"prompt": "", "template": "plain"},
+        }
+    },
+}
+
+
+def cases(room: str) -> list[Any]:
+    """One case for each sample of each part found in the room's folder, and a failing one for a part without a sample."""
+    found = []
+    for kind in sorted(kinds(room)):
+        for label in SAMPLES[room].get(kind) or {"without-sample": None}:
+            found.append(pytest.param((kind, label), id=f"{kind}-{label}"))
+    return found
+
+
+def part(room: str, case: tuple[str, str], folders: Any) -> tuple[Any, Any]:
+    """(module, validated Config) of a case."""
+    kind, label = case
+    options = SAMPLES[room].get(kind, {}).get(label)
+    if options is None:
+        pytest.fail(
+            f"src/eyegraft/{room}/{kind}.py has no sample configuration, so nothing proves that it keeps the contract of its room.\n"
+            f"  fix: in {__file__}, add to SAMPLES[{room!r}] an entry\n"
+            f"           {kind!r}: {{'plain': lambda folders: {{... the options of its Config, small ones ...}}}},\n"
+            f"       then run: pytest tests/contracts/test_{room}.py -k {kind}",
+            pytrace=False,
+        )
+    return configured(room, PartConfig.model_validate({"kind": kind, **options(folders)}))
+
+
+def rejects_unknown_keys(module: Any, config: Any) -> None:
+    """A key that `Config` does not know is refused, and a validated one cannot be changed."""
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        module.Config.model_validate({**config.model_dump(), "no_such_key": 1})
+    for name in type(config).model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(config, name, None)
+
+
+def reloads(build: Callable[[], Any], run: Callable[[Any], Any]) -> None:
+    """The state of one instance makes another give the same outputs, and everything in it has a tensor to load."""
+    import torch
+
+    torch.manual_seed(1)
+    first = build().eval()
+    torch.manual_seed(2)
+    second = build().eval()
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    second.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        assert torch.equal(run(first), run(second))

@@ -1,0 +1,152 @@
+"""Models of timm: the values are theirs, local weights load strictly, and the packaged ImageNet weights see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eyegraft.data.images import open_image, to_pixels
+from eyegraft.encoders.timm import Config, build
+from eyegraft.errors import PartError
+from eyegraft.pretrained import ready, resolve
+
+DRAWINGS = Path(__file__).parents[2] / "src" / "eyegraft" / "prepare" / "drawings" / "images"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A folder with weights of `test_resnet` as timm would publish them, classifier included."""
+    ready()
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(11)
+    save_file({name: tensor.contiguous() for name, tensor in timm.create_model("test_resnet").state_dict().items()}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "test_convnext"])
+def test_values_are_those_of_timm(name: str) -> None:
+    ready()
+    import timm
+
+    encoder = build(Config(model=name, pretrained=False)).eval()
+    model = timm.create_model(name, num_classes=0).eval()
+    model.load_state_dict(encoder.backbone.state_dict(), strict=False)
+    pixels = torch.randn(2, 3, *encoder.image.size)
+    with torch.no_grad():
+        theirs, ours = model.forward_features(pixels), encoder(pixels).values
+    theirs = theirs if theirs.ndim == 3 else theirs.flatten(2).transpose(1, 2)
+    assert torch.equal(ours, theirs)
+
+
+def test_channels_last_models_keep_their_grid() -> None:
+    """Swin gives [B, h, w, D]; seen in three of four families of its kind read as [B, D, h, w]."""
+    encoder = build(Config(model="swin_tiny_patch4_window7_224", pretrained=False)).eval()
+    with torch.no_grad():
+        tokens = encoder(torch.zeros(1, 3, 224, 224))
+    assert tokens.values.shape == (1, 49, 768)
+    assert tokens.grid == (7, 7)
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_local_weights(weights: Path, as_file: bool) -> None:
+    from safetensors.torch import load_file
+
+    place = weights / "model.safetensors" if as_file else weights
+    encoder = build(Config(model="test_resnet", weights=str(place)))
+    file = load_file(weights / "model.safetensors")
+    assert all(torch.equal(tensor, file[name]) for name, tensor in encoder.backbone.state_dict().items())
+
+
+def test_a_missing_tensor_is_refused(weights: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = load_file(weights / "model.safetensors")
+    del file["layer1.0.conv1.weight"]
+    save_file(file, weights / "model.safetensors")
+    with pytest.raises(PartError, match=r"1 tensors missing \(\['layer1.0.conv1.weight'\]\)"):
+        build(Config(model="test_resnet", weights=str(weights)))
+
+
+def test_an_unknown_tensor_is_refused(weights: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_file({**load_file(weights / "model.safetensors"), "extra.weight": torch.zeros(1)}, weights / "model.safetensors")
+    with pytest.raises(PartError, match=r"1 unknown \(\['extra.weight'\]\)"):
+        build(Config(model="test_resnet", weights=str(weights)))
+
+
+def test_weights_of_another_width_are_refused(weights: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = load_file(weights / "model.safetensors")
+    file["conv1.0.weight"] = torch.zeros(3, 3)
+    save_file(file, weights / "model.safetensors")
+    with pytest.raises(PartError, match="does not fit"):
+        build(Config(model="test_resnet", weights=str(weights)))
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PartError, match="no file at"):
+        build(Config(model="test_resnet", weights=str(tmp_path / "nothing")))
+
+
+def test_an_unknown_model_names_the_nearest() -> None:
+    with pytest.raises(PartError, match="did you mean 'resnet50'"):
+        build(Config(model="resnet50s_", pretrained=False))
+
+
+# ── the ImageNet weights that ship in a package ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def packaged() -> Any:
+    return build(Config(model="tf_efficientnet_lite0", weights="packaged:efficientnet_lite0")).eval()
+
+
+@pytest.mark.packaged
+def test_packaged_weights_load_strictly(packaged: Any) -> None:
+    """Every tensor of timm's model comes from the file, the classifier included."""
+    import timm
+    from safetensors.torch import load_file
+
+    file = load_file(Path(resolve("packaged:efficientnet_lite0")) / "model.safetensors")
+    whole = timm.create_model("tf_efficientnet_lite0")
+    whole.load_state_dict(file, strict=True)
+    assert all(torch.equal(tensor, file[name]) for name, tensor in packaged.backbone.state_dict().items())
+    assert packaged.token_dim == 1280
+    assert packaged.image.size == (224, 224)
+    assert packaged.image.mean == packaged.image.std == (0.5, 0.5, 0.5)
+    assert (packaged.image.interpolation, packaged.image.crop_fraction) == ("bicubic", 0.875)
+
+
+@pytest.mark.packaged
+def test_packaged_weights_see_what_is_drawn(packaged: Any) -> None:
+    """A drawn coffee cup, banana and umbrella are among the first guesses of the ImageNet classifier: names, order and transform are right."""
+    from safetensors.torch import load_file
+
+    file = load_file(Path(resolve("packaged:efficientnet_lite0")) / "model.safetensors")
+    found = {}
+    for code, classes in DRAWN.items():
+        picture = next(path for path in sorted(DRAWINGS.glob(f"*/{code}.webp")) if "3d" in path.parent.name or True)
+        pixels = to_pixels(open_image(picture), packaged.image)[None]
+        with torch.no_grad():
+            pooled = packaged(pixels).values.mean(1)
+            guesses = (pooled @ file["classifier.weight"].T + file["classifier.bias"])[0].topk(10).indices.tolist()
+        found[code] = bool(set(classes) & set(guesses))
+    assert sum(found.values()) >= len(DRAWN) - 1, found
+
+
+# code point -> ImageNet-1k classes
+DRAWN = {
+    "2615": [504, 968, 967, 969],  # hot beverage: coffee mug, cup, espresso, eggnog
+    "1f34c": [954],  # banana
+    "1f353": [949],  # strawberry
+    "1f34e": [948, 957],  # red apple: Granny Smith, pomegranate
+    "1f4bb": [620, 681],  # laptop, notebook
+    "2602": [879],  # umbrella
+}
