@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load_recipe": "eyegraft.config",
-    "prepare": "eyegraft.prepare",
+    "prepare_data": "eyegraft.prepare",
     "train": "eyegraft.training",
     "evaluate": "eyegraft.evaluation",
     "load_run": "eyegraft.serving",

@@ -382,7 +382,8 @@ def use_config_dir(folder: str) -> None:
     place = Path(folder).expanduser().resolve()
     if not place.is_dir():
         raise RecipeError(f"--config-dir {folder}: no such folder", "a folder with recipe/NAME.yaml in it", "check the path")
-    _conf_dirs.append(place)
+    if place not in _conf_dirs:
+        _conf_dirs.append(place)
 
 
 def group_names() -> set[str]:

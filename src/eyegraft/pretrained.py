@@ -190,7 +190,7 @@ def _stage_of(number: int, names: dict[str, Any]) -> tuple[int, int]:
 
 
 def _smollm2(source: Path, target: Path) -> None:
-    """A quantised GGUF to a bf16 folder in the hub's layout: dequantised once, because reading GGUF takes 25 s and reading the folder 1 s."""
+    """A quantised GGUF to a bf16 folder in the hub's layout: dequantised once, for reading GGUF takes 25 s."""
     ready()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

@@ -40,11 +40,11 @@ def test_values_are_those_of_timm(name: str) -> None:
     with torch.no_grad():
         theirs, ours = model.forward_features(pixels), encoder(pixels).values
     theirs = theirs if theirs.ndim == 3 else theirs.flatten(2).transpose(1, 2)
-    assert torch.equal(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=float(theirs.abs().max()) * 1e-5)
 
 
 def test_channels_last_models_keep_their_grid() -> None:
-    """Swin gives [B, h, w, D]; seen in three of four families of its kind read as [B, D, h, w]."""
+    """Swin gives [B, h, w, D], which must not be read as [B, D, h, w]."""
     encoder = build(Config(model="swin_tiny_patch4_window7_224", pretrained=False)).eval()
     with torch.no_grad():
         tokens = encoder(torch.zeros(1, 3, 224, 224))
@@ -86,7 +86,7 @@ def test_weights_of_another_width_are_refused(weights: Path) -> None:
     file = load_file(weights / "model.safetensors")
     file["conv1.0.weight"] = torch.zeros(3, 3)
     save_file(file, weights / "model.safetensors")
-    with pytest.raises(PartError, match="does not fit"):
+    with pytest.raises(PartError, match=r"1 of another shape \(\['conv1.0.weight'\]\)"):
         build(Config(model="test_resnet", weights=str(weights)))
 
 
@@ -96,8 +96,8 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_names_the_nearest() -> None:
-    with pytest.raises(PartError, match="did you mean 'resnet50'"):
-        build(Config(model="resnet50s_", pretrained=False))
+    with pytest.raises(PartError, match="did you mean 'resnet5"):
+        build(Config(model="resnet5O", pretrained=False))
 
 
 # ── the ImageNet weights that ship in a package ──────────────────────────────────────────────────────────────────────────────────
@@ -124,29 +124,28 @@ def test_packaged_weights_load_strictly(packaged: Any) -> None:
     assert (packaged.image.interpolation, packaged.image.crop_fraction) == ("bicubic", 0.875)
 
 
+# Noto drawing -> ImageNet-1k classes
+DRAWN = {
+    "2602": [879],  # umbrella
+    "1f427": [145],  # king penguin
+    "1f5a8": [742],  # printer
+    "26bd": [805],  # soccer ball
+    "1f3c0": [430],  # basketball
+    "1f691": [407],  # ambulance
+    "1f388": [417],  # balloon
+    "2615": [504, 968],  # coffee mug, cup
+}
+
+
 @pytest.mark.packaged
 def test_packaged_weights_see_what_is_drawn(packaged: Any) -> None:
-    """A drawn coffee cup, banana and umbrella are among the first guesses of the ImageNet classifier: names, order and transform are right."""
+    """Names, order and transform are right: the ImageNet classifier knows drawn things among its first five of 1000 guesses."""
     from safetensors.torch import load_file
 
     file = load_file(Path(resolve("packaged:efficientnet_lite0")) / "model.safetensors")
-    found = {}
-    for code, classes in DRAWN.items():
-        picture = next(path for path in sorted(DRAWINGS.glob(f"*/{code}.webp")) if "3d" in path.parent.name or True)
-        pixels = to_pixels(open_image(picture), packaged.image)[None]
-        with torch.no_grad():
-            pooled = packaged(pixels).values.mean(1)
-            guesses = (pooled @ file["classifier.weight"].T + file["classifier.bias"])[0].topk(10).indices.tolist()
-        found[code] = bool(set(classes) & set(guesses))
-    assert sum(found.values()) >= len(DRAWN) - 1, found
-
-
-# code point -> ImageNet-1k classes
-DRAWN = {
-    "2615": [504, 968, 967, 969],  # hot beverage: coffee mug, cup, espresso, eggnog
-    "1f34c": [954],  # banana
-    "1f353": [949],  # strawberry
-    "1f34e": [948, 957],  # red apple: Granny Smith, pomegranate
-    "1f4bb": [620, 681],  # laptop, notebook
-    "2602": [879],  # umbrella
-}
+    pixels = torch.stack([to_pixels(open_image(DRAWINGS / "noto" / f"{code}.webp"), packaged.image) for code in DRAWN])
+    with torch.no_grad():
+        pooled = packaged(pixels).values.mean(1)
+    guesses = (pooled @ file["classifier.weight"].T + file["classifier.bias"]).topk(5).indices.tolist()
+    missed = [code for code, guess in zip(DRAWN, guesses, strict=True) if not set(DRAWN[code]) & set(guess)]
+    assert not missed

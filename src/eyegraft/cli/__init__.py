@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit code. Errors that a user can mend are printed without a traceback."""
     arguments, rest = _parser().parse_known_args(argv)
-    if rest and not hasattr(arguments, "overrides"):
+    if rest and arguments.verb != "train":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]  # Hydra's own flags, such as -m and --cfg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 HELP = "evaluate a run beside its baselines, and write its report"
@@ -26,8 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return
-    for result in results.values():
+    for split, result in results.items():
         _print(result)
+        _print_samples(Path(arguments.run) / "evaluation" / f"{split}.samples.jsonl")
     print(f"\nreport: {write_report(arguments.run)}")
 
 
@@ -46,6 +48,17 @@ def _print(result: dict[str, Any]) -> None:
     console.print(table)
     for sentence in result["conclusions"]:
         console.print(sentence, markup=False, highlight=False)
+
+
+def _print_samples(file: Path, count: int = 8) -> None:
+    """Some answers beside their references, evenly spread over the split."""
+    import json
+
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for line in lines[:: max(1, len(lines) // count)][:count]:
+        row = json.loads(line)
+        mark = "=" if row["scores"].get("exact_match") == 1 else "≠"
+        print(f"  {row['id']:<28} {row['answers']['model']!r} {mark} {row['references'][0]!r}")
 
 
 def _cell(entry: dict[str, Any]) -> str:

@@ -98,12 +98,15 @@ def _load(backbone: nn.Module, weights: str) -> None:
         raise PartError(
             f"vision_encoder.weights: no file at {file}", "packaged:NAME, a folder with model.safetensors, or a .safetensors file"
         )
-    result = backbone.load_state_dict(load_file(file), strict=False)
-    extra = [key for key in result.unexpected_keys if not key.startswith(("classifier.", "head.", "fc."))]
-    if result.missing_keys or extra:
+    tensors, wanted = load_file(file), backbone.state_dict()
+    missing = [key for key in wanted if key not in tensors]
+    extra = [key for key in tensors if key not in wanted and not key.startswith(("classifier.", "head.", "fc."))]
+    other = [key for key in wanted if key in tensors and wanted[key].shape != tensors[key].shape]
+    if missing or extra or other:
         raise PartError(
-            f"vision_encoder.weights: {file} does not fit: {len(result.missing_keys)} tensors missing ({result.missing_keys[:2]}), "
-            f"{len(extra)} unknown ({extra[:2]})",
+            f"vision_encoder.weights: {file} does not fit: {len(missing)} tensors missing ({missing[:2]}), {len(extra)} unknown ({extra[:2]}), "
+            f"{len(other)} of another shape ({other[:2]})",
             "weights of the same timm architecture",
             "check vision_encoder.model",
         )
+    backbone.load_state_dict(tensors, strict=False)

@@ -17,6 +17,6 @@ def evaluate(
         stage: which stage's best checkpoint; None the last.
         table: another table of the same columns, evaluated in place of the recipe's splits.
     """
-    from eyegraft.evaluation.evaluate import evaluate_run
+    from eyegraft.evaluation.run import evaluate_run
 
     return evaluate_run(run, splits=splits, stage=stage, table=table)

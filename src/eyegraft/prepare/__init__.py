@@ -16,7 +16,7 @@ from eyegraft.config import Recipe, configured
 from eyegraft.errors import RecipeError
 
 
-def prepare(recipe: Recipe) -> Path:
+def prepare_data(recipe: Recipe) -> Path:
     """Make the data set that a recipe reads; gives its folder. What is there and whole is left as it is.
 
     Raises:
