@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from eyegraft.console import progress
 from eyegraft.data.batches import Examples, load_batches
+from eyegraft.data.text import EncodedText
+from eyegraft.errors import DataError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
 from eyegraft.types import Batch, Sample
@@ -36,6 +39,7 @@ def answer_samples(
     device = next(model.parameters()).device
     tokenizer = model.head.tokenizer
     texts = [task.encode(sample, tokenizer, learn=False) for sample in samples]
+    _stop_at_long_prompts(model, samples, texts, device)
     examples = Examples(samples, texts, model.encoders["image"].image)  # type: ignore[arg-type]
     order = [list(range(start, min(start + batch_size, len(samples)))) for start in range(0, len(samples), batch_size)]
     answers: list[str] = []
@@ -45,3 +49,18 @@ def answer_samples(
             answers += task.answer(model.head, model.connect(model.encode(batch)), batch)
             advance(len(batch))
     return answers
+
+
+def _stop_at_long_prompts(model: Graft, samples: Sequence[Sample], texts: Sequence[EncodedText], device: torch.device) -> None:
+    """A prompt must leave room for an answer in the language model's context."""
+    spec: Any = model.encoders["image"].image
+    image_tokens = model.image_tokens(torch.zeros(1, spec.channels, *spec.size, device=device))
+    limit = model.head.context_length
+    long = [sample.id for sample, text in zip(samples, texts, strict=True) if image_tokens + len(text.input_ids) >= limit]
+    if long:
+        longest = max(len(text.input_ids) for text in texts)
+        raise DataError(
+            f"{len(long)} prompts leave no room for an answer ({shown(long)}): {image_tokens} image tokens and up to {longest} text tokens",
+            f"fewer than {limit} together, the context of the language model",
+            "shorten the prompt",
+        )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pkgutil
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -196,7 +197,7 @@ class Settings(Strict):
         precision: `32-true`, `bf16-mixed` or `16-mixed`, as Lightning Fabric names them.
         checkpoint_every: optimiser steps between saves within an epoch; checkpoint_minutes: minutes between them, whichever comes first.
         tune: part -> how it is trained; parts not named keep the default of their room.
-        init_from: a run folder whose last stage this one starts from.
+        init_from: a run folder whose last stage this one starts from. In `train` it holds for the first stage alone.
     """
 
     task: str | None = None
@@ -398,7 +399,8 @@ def recipe_files() -> dict[str, Path]:
 def hydra_overrides(overrides: Sequence[str]) -> list[str]:
     """What Hydra is given for what the user typed.
 
-    Keys become forced (`key=v` -> `++key=v`) so that validation, not Hydra's first refusal, names *all* unknown ones at once.
+    Keys become forced (`key=v` -> `++key=v`) so that validation, not Hydra's first refusal, names *all* unknown ones at once. A value that
+    Hydra's grammar has no letters for (Korean, a question mark after a word, an apostrophe) is plain text and is quoted for it.
     """
     groups = group_names()
     given = [
@@ -407,7 +409,44 @@ def hydra_overrides(overrides: Sequence[str]) -> list[str]:
         else f"++{text}"
         for text in overrides
     ]
-    return [*given, f"hydra.searchpath=[{','.join(f'file://{place}' for place in _conf_dirs)}]"] if _conf_dirs else given
+    given = [text if _readable(text) else _quoted(text) for text in given]
+    return [*given, f"hydra.searchpath=[{','.join(_in_quotes(f'file://{place}') for place in _conf_dirs)}]"] if _conf_dirs else given
+
+
+def _readable(text: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(text: str) -> str:
+    """`key=안녕` as `key="안녕"`, and `key=가,나` (a sweep) with each part quoted. Lists, mappings and what is quoted already stay."""
+    key, _, value = text.partition("=")
+    if not value or value[0] in "\"'[{":
+        return text
+    return f"{key}={','.join(_in_quotes(part) for part in re.split(r',(?! )', value))}"
+
+
+def _in_quotes(value: str) -> str:
+    """In Hydra's double quotes: a backslash is itself, but where a quote follows it must be doubled."""
+    escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + '\\"', value)
+    return '"' + re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped) + '"'
+
+
+def stop_at_unknown_recipe(overrides: Sequence[str]) -> None:
+    """Raise a `RecipeError` unless the overrides choose a recipe that there is (or several, for a sweep)."""
+    chosen = [text.split("=", 1)[1] for text in overrides if text.startswith("recipe=")]
+    known = recipe_files()
+    if not chosen:
+        raise RecipeError("no recipe", f"recipe=NAME with one of {', '.join(sorted(known))}")
+    for name in chosen[-1].split(","):
+        if name not in known:
+            raise RecipeError(f"recipe={name}", f"recipe=NAME with one of {', '.join(sorted(known))}", nearest(name, known))
 
 
 def register_defaults() -> None:
@@ -431,11 +470,7 @@ def compose(overrides: Sequence[str]) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    chosen = [text.split("=", 1)[1] for text in overrides if text.startswith("recipe=")]
-    known = recipe_files()
-    if not chosen or chosen[-1] not in known:
-        given = f"recipe={chosen[-1]}" if chosen else "no recipe"
-        raise RecipeError(given, f"recipe=NAME with one of {', '.join(sorted(known))}", nearest(chosen[-1], known) if chosen else "")
+    stop_at_unknown_recipe(overrides)
     register_defaults()
     try:
         with initialize_config_module("eyegraft.conf", version_base="1.3"):
@@ -480,10 +515,15 @@ def validate(plain: Mapping[str, Any]) -> Recipe:
         faults += [_fault((), detail, Recipe) for detail in error.errors()]
     stages = plain.get("stages")
     train = plain.get("train")
+    if isinstance(train, Mapping):
+        faults += _part_faults(("train", "objective"), "objectives", train.get("objective"))
     if isinstance(stages, Mapping) and isinstance(train, Mapping):
+        inherited = train if _model_faults((), Settings, train) else Settings.model_validate(train).model_dump(exclude_unset=True)
+        above = {fault.removeprefix("train.") for fault in faults}  # said once, where it stands
         for name, stage in stages.items():
             if isinstance(stage, Mapping):
-                faults += _model_faults(("stages", str(name)), Settings, stage)
+                whole = _model_faults((), Settings, _overlay(inherited, stage))
+                faults += [f"stages.{name}.{fault}" for fault in whole if fault not in above]
                 faults += _part_faults(("stages", str(name), "objective"), "objectives", stage.get("objective"))
     for place, room in _ROOMS.items():
         faults += _part_faults((place,), room, plain.get(place))
@@ -537,18 +577,23 @@ def _cross_faults(recipe: Recipe) -> list[str]:
             faults.append(f"stages.{name}.task: missing; expected one of {', '.join(recipe.tasks)}")
         if stage.task is not None and stage.task not in recipe.tasks:
             faults.append(
-                f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}; {nearest(stage.task, recipe.tasks)}"
+                f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}{_hint(stage.task, recipe.tasks)}"
             )
         for part in stage.tune:
             if part not in parts:
-                faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(sorted(parts))}; {nearest(part, parts)}")
+                faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(sorted(parts))}{_hint(part, parts)}")
     if recipe.run_stages != "all":
         for name in recipe.run_stages:
             if name not in recipe.stages:
                 faults.append(
-                    f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}; {nearest(name, recipe.stages)}"
+                    f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}{_hint(name, recipe.stages)}"
                 )
     return faults
+
+
+def _hint(name: str, candidates: Iterable[str]) -> str:
+    hint = nearest(name, candidates)
+    return f"; {hint}" if hint else ""
 
 
 def _fault(place: tuple[str, ...], detail: ErrorDetails, model: type[BaseModel]) -> str:
@@ -557,8 +602,8 @@ def _fault(place: tuple[str, ...], detail: ErrorDetails, model: type[BaseModel])
     path = ".".join((*place, *where)) or "recipe"
     if detail["type"] == "extra_forbidden":
         fields = _fields_at(model, where[:-1])
-        hint = nearest(where[-1], fields)
-        return f"{path}: unknown key; expected one of {', '.join(sorted(fields))}" + (f"; {hint}" if hint else "")
+        expected = f"one of {', '.join(sorted(fields))}" if fields else "no keys here"
+        return f"{path}: unknown key; expected {expected}{_hint(where[-1], fields)}"
     if detail["type"] == "missing":
         return f"{path}: missing; expected a value"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")

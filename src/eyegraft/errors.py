@@ -12,8 +12,12 @@ The command line prints these without a traceback and exits with `exit_code`; an
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+FULL = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+"""The system's error numbers for a disk, a quota or a file that is full. Windows knows no quota."""
 
 
 class EyegraftError(Exception):

@@ -26,15 +26,20 @@ log = logging.getLogger(__name__)
 _kept_alive: list[object] = []
 
 
-@cache
 def ready() -> None:
-    """Make torchvision, timm and transformers importable beside any build of torch. Call it just before the first import of any of them.
+    """Make torchvision, timm and transformers importable beside any build of torch, and quiet. Call it before importing any of them."""
+    _quiet()
+    _mend_torchvision()
+
+
+@cache
+def _mend_torchvision() -> None:
+    """Let torchvision be imported beside another build of torch than its own.
 
     A torchvision wheel built for another torch cannot load its C++ operators, and then its import fails at the registration of fake
     kernels for `nms` and `qnms`, which takes timm and all of transformers down with it. Declaring the two schemas lets the pure Python
     parts (transforms, layers) work; calling the operators still raises torchvision's own error.
     """
-    _quiet()
     if find_spec("torchvision") is None:
         return
     import torch

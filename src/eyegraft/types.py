@@ -158,8 +158,10 @@ class Scores:
         corpus: name -> value over all samples (the number to report).
         per_sample: name -> one value per sample, for intervals and for finding the worst.
         signature: name -> how it was computed (version, tokenisation, smoothing).
+        higher_is_better: name -> direction; a metric not named is better when higher.
     """
 
     corpus: Mapping[str, float]
     per_sample: Mapping[str, Sequence[float]]
     signature: Mapping[str, str]
+    higher_is_better: Mapping[str, bool] = field(default_factory=dict)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from eyegraft.cli import main
@@ -50,6 +52,24 @@ def small_words(folders: Any, *overrides: str, lm: str = "llama", chat: bool = T
     return ["recipe=small", f"vision_encoder.model={folders.vision('siglip')}", f"head.model={folders.lm(lm, chat=chat)}", *overrides]
 
 
+class Interrupted(Exception):
+    """What a test stops a training with."""
+
+
+def stop_before(monkeypatch: pytest.MonkeyPatch, step: int, stage: str | None = None) -> None:
+    """Let the trainer of a stage (None: of every one) raise where it would take this step, counted from 0."""
+    from eyegraft.training.loop import StageTrainer
+
+    whole: Callable[..., Any] = StageTrainer._step
+
+    def counted(self: StageTrainer, group: Any) -> Any:
+        if self.at.step == step and stage in (None, self.stage):
+            raise Interrupted
+        return whole(self, group)
+
+    monkeypatch.setattr(StageTrainer, "_step", counted)
+
+
 def trained(done: CompletedProcess[str]) -> Path:
     """The run folder that a `train` printed."""
     assert done.returncode == 0, done.stderr
@@ -60,7 +80,7 @@ def refused(done: CompletedProcess[str], code: int, *words: str) -> str:
     """One clear error: the exit code of its kind, no traceback, and every word that a person needs."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("error: ") == 1, done.stderr
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1, done.stderr
     missing = [word for word in words if word not in done.stderr]
     assert not missing, f"{missing} not in:\n{done.stderr}"
     return done.stderr
@@ -84,3 +104,10 @@ def write_table(path: Path, table: list[dict[str, Any]]) -> Path:
 
 def read_table(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def tensors(run: Path) -> dict[str, bytes]:
+    """Every tensor file of the checkpoints of a run that are in use."""
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(run.rglob("*.safetensors")) if "previous" not in str(path)
+    }

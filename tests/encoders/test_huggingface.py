@@ -102,7 +102,7 @@ def test_the_transform_is_read_from_the_folder(folders: Any, tmp_path: Path, cha
     assert {name: getattr(spec, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["siglip", "clip", "dinov2", "vit"])
 def test_pixels_are_those_of_transformers(folders: Any, tmp_path: Path, family: str) -> None:
     """The same picture through our transform and through transformers' own image processor (8-bit rounding aside)."""
     import transformers as t

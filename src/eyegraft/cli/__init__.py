@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from eyegraft import __version__
-from eyegraft.errors import EyegraftError
+from eyegraft.errors import FULL, EyegraftError, RunError
 
 VERBS = ("recipes", "show", "prepare", "train", "evaluate", "report", "predict", "doctor")
 
@@ -48,11 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        if arguments.debug or error.errno not in FULL:
+            raise
+        print(f"error: no room to write {error.filename or 'a file'}: {error.strerror}\n  fix: free some disk space", file=sys.stderr)
+        return RunError.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:

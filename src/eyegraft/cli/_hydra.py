@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra
 
-from eyegraft.config import hydra_overrides, register_defaults, to_plain, validate
+from eyegraft.config import hydra_overrides, register_defaults, stop_at_unknown_recipe, to_plain, validate
 from eyegraft.errors import EyegraftError
 
 _options: dict[str, Any] = {}
@@ -24,6 +24,8 @@ def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: b
     plain = [word for word in words if not word.startswith("-")]
     after = [word.removeprefix("recipe=") for word in plain if word.removeprefix("recipe=") in values]
     overrides = hydra_overrides([word for word in plain if word.removeprefix("recipe=") not in values])
+    if any(flag in ("-m", "--multirun", "--cfg", "-c") for flag in flags):
+        stop_at_unknown_recipe(overrides)
     if debug:
         os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["eyegraft train", *_interleaved(flags, after), *overrides]

@@ -261,11 +261,12 @@ def check_images(
 
     found: dict[Path, ImageFacts] = {}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _remembering(memory) as file:
+        remembers = file is not None
         for number, (path, (facts, key)) in enumerate(zip(wanted, pool.map(one, wanted), strict=True), 1):
             found[path] = facts
-            if file is not None and facts.ok and key is not None and time.time_ns() - key[2] > _SETTLED_NS:
+            if remembers and file is not None and facts.ok and key is not None and time.time_ns() - key[2] > _SETTLED_NS:
                 line = json.dumps([*key, decode, facts.sha256, facts.width, facts.height])
-                file.write(line.encode() + b"\n")  # unbuffered and appending: one whole line in one call
+                remembers = _written(file, line.encode() + b"\n")
             if progress is not None:
                 progress(number, len(wanted))
     return found
@@ -294,6 +295,16 @@ def _recalled(memory: Path) -> dict[tuple[_Key, bool], ImageFacts]:
         if isinstance(sha256, str) and len(sha256) == 64 and isinstance(width, int) and isinstance(height, int):
             known[(path, size, mtime_ns), bool(decoded)] = ImageFacts(sha256, width, height)
     return known
+
+
+def _written(file: BinaryIO, line: bytes) -> bool:
+    """Append one whole line in one call (the file is unbuffered); False when the disk is full."""
+    try:
+        file.write(line)
+    except OSError as error:
+        log.warning("image checks are no longer remembered: %s", error)
+        return False
+    return True
 
 
 @contextmanager

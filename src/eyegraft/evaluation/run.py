@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,9 +52,12 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
 def _asked(recipe: Recipe, splits: Sequence[str] | None, table: str | None) -> tuple[Data, Sequence[str]]:
     if table is None:
         return recipe.data, splits or recipe.evaluation.splits
-    name = Path(table).stem
-    tables = {**{key: value for key, value in recipe.data.tables.items() if key == "train"}, name: str(Path(table).expanduser().resolve())}
-    return recipe.data.model_copy(update={"tables": tables}), [name]
+    name = re.sub(r"[^\w.-]+", "_", Path(table).stem)
+    if name in recipe.data.tables or (recipe.data.split is not None and name in recipe.data.split.fractions):
+        name += "-other"  # never over the result of the recipe's own split, nor under what is said of it
+    tables = {key: value for key, value in recipe.data.tables.items() if key == "train"}
+    tables[name] = table if table.startswith("hub:") else str(Path(table).expanduser().resolve())
+    return recipe.data.model_copy(update={"tables": tables, "split": None}), [name]
 
 
 def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: PreparedData, split: str) -> dict[str, Any]:
@@ -94,6 +98,7 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
         "prompt": task.prompt,
         "decoding": task.decoding,
         "signature": dict(scored["model"].signature),
+        "higher_is_better": {name: scored["model"].higher_is_better.get(name, True) for name in scored["model"].corpus},
         "versions": versions(),
         "num_resamples": resamples,
         "systems": systems,

@@ -58,7 +58,8 @@ class PrefixLM(nn.Module):
             pad_token_id=self.tokenizer.pad_token_id,
         )
         ids = self.backbone.generate(inputs_embeds=values, attention_mask=mask.long(), generation_config=settings)
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        # an answer that `max_new_tokens` cuts may end within a character of several bytes, which decodes to U+FFFD
+        return [text.rstrip("\ufffd").strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _joined(self, tokens: Tokens, batch: Batch, *, pad_left: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [B, N+T, D], mask [B, N+T] and labels [B, N+T], with all padding of a row moved to one side."""

@@ -61,7 +61,7 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
     corpus = {name: math.fsum(values) / len(values) for name, values in per_sample.items()}
     corpus |= {f"bleu_{order}": value for order, value in enumerate(_corpus_bleu(hypotheses, targets), start=1)}
     corpus["chrf"] = _corpus_chrf(predictions, references)
-    return Scores(corpus=corpus, per_sample=per_sample, signature=_signature())
+    return Scores(corpus=corpus, per_sample=per_sample, signature=_signature(), higher_is_better=HIGHER_IS_BETTER)
 
 
 def tokens(text: str) -> list[str]:

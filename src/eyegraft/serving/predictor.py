@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eyegraft.answering import answer_samples
 from eyegraft.data.images import check_image
+from eyegraft.errors import DataError
 from eyegraft.training.runs import read_run
 from eyegraft.training.stages import load_model
 from eyegraft.types import Sample
@@ -36,6 +37,9 @@ class Predictor:
         samples = []
         for place, image in enumerate(images):
             path = Path(image).expanduser()
-            check_image(path, self._recipe.data.max_pixels, decode=True)
+            facts = check_image(path, self._recipe.data.max_pixels, decode=True)
+            if not facts.ok:
+                given = f"image {path}: {facts.reason}: {facts.detail}"
+                raise DataError(given, "a whole picture of at most data.max_pixels pixels", "give another file")
             samples.append(Sample(id=f"{place}:{path.name}", image=path, prompt=prompt))
         return answer_samples(self._model, self._task, samples, batch_size=self._recipe.evaluation.batch_size)

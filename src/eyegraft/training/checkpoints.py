@@ -11,7 +11,6 @@ manifest.json        SHA-256 of every file above
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -24,18 +23,18 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eyegraft.config import Recipe
-from eyegraft.errors import RunError, shown
+from eyegraft.errors import FULL, RunError, shown
 from eyegraft.model import Graft
 from eyegraft.pretrained import ready
 from eyegraft.tuning import canonical, is_adapted
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -43,9 +42,8 @@ def disk_errors(place: Path) -> Iterator[None]:
     """Turn a full disk into an error that says what is safe."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # safetensors wraps the system's error into its own
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if not full and not any(text in str(error) for text in ("No space left", "File too large", "os error 28", "os error 27", "quota")):
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error into its own
+        if not (error.errno in FULL if isinstance(error, OSError) else any(f"(os error {number})" in str(error) for number in FULL)):
             raise
         raise RunError(
             f"no room to write {place}: {error}",

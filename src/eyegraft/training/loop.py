@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eyegraft.answering import answer_samples
-from eyegraft.config import Recipe, Settings
+from eyegraft.config import EarlyStopping, Recipe, Settings
 from eyegraft.console import progress
 from eyegraft.data.batches import Examples, batch_order, derived_seed, load_batches
-from eyegraft.errors import TrainingError, shown
+from eyegraft.errors import RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import save_checkpoint
@@ -121,7 +121,9 @@ class StageTrainer:
 
         Raises:
             TrainingError: the plan is not what trains, or the loss is not finite.
+            RecipeError: early stopping watches what validation does not give.
         """
+        self._check_early_stopping()
         if resume_from is not None:
             self._restore(resume_from)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.at.rows)
@@ -132,6 +134,21 @@ class StageTrainer:
             while self.at.epoch < self.settings.epochs and self.at.step < self.total_steps and not self._stopped():
                 self._epoch(advance, lambda: before + time.monotonic() - started)
         return self.at
+
+    def _check_early_stopping(self) -> None:
+        """Before the first step, not after the first epoch."""
+        rule, place = self.settings.early_stopping, f"stages.{self.stage}.early_stopping"
+        if self.data.val is None:
+            if rule != EarlyStopping():
+                fix = "set data.tables.val or data.split.fractions.val"
+                raise RecipeError(f"{place} without validation data", "a split called val", fix)
+            return
+        known = ["val_loss"]
+        if rule.metric != "val_loss":
+            first = list(self.data.val_samples[:1])
+            known += [f"val_{name}" for name in self.task.score([sample.references[0] for sample in first], first).corpus]
+        if rule.metric not in known:
+            raise RecipeError(f"{place}.metric={rule.metric!r}", f"one of {', '.join(known)}", nearest(rule.metric, known))
 
     def _stopped(self) -> bool:
         patience = self.settings.early_stopping.patience
@@ -211,11 +228,13 @@ class StageTrainer:
         at.seconds = clock()
         better = True  # without a validation split the last epoch is the best known
         if values:
-            self._write({"kind": "val", "epoch": at.epoch, "step": at.step, **values, "seconds": round(at.seconds, 2)})
-            if rule.metric not in values:
+            if not math.isfinite(values["val_loss"]):  # no best could ever be chosen after it, and these weights are worth nothing
                 raise TrainingError(
-                    f"early_stopping.metric={rule.metric!r}", f"one of {', '.join(values)}", "set train.early_stopping.metric"
+                    f"the validation loss of stage {self.stage!r} is {values['val_loss']} after step {at.step}",
+                    "a finite loss",
+                    "lower train.learning_rate or set train.precision=32-true; the last checkpoint is whole",
                 )
+            self._write({"kind": "val", "epoch": at.epoch, "step": at.step, **values, "seconds": round(at.seconds, 2)})
             value = values[rule.metric]
             better = at.best is None or (value < at.best if rule.mode == "min" else value > at.best)
             if better:

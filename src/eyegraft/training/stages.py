@@ -18,7 +18,7 @@ from eyegraft.data.text import EncodedText
 from eyegraft.errors import DataError, RecipeError
 from eyegraft.model import Graft, assemble
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import find_checkpoint, load_weights, read_config
+from eyegraft.training.checkpoints import disk_errors, find_checkpoint, load_weights, read_config
 from eyegraft.training.loop import StageData, StageTrainer, with_state
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
     """See `eyegraft.training.train`."""
     run = open_run(recipe, resume=resume, fresh=fresh)
-    with locked(run):
+    with locked(run), disk_errors(run.folder):
         quarantine = run.folder / "quarantine.jsonl"
         with progress("checking images", None) as advance:
             data = load_samples(recipe.data, quarantine_file=quarantine, progress=lambda done, total: advance())
@@ -171,8 +171,8 @@ def _train_stage(run: Run, stage: str, data: PreparedData) -> None:
 
 
 def _start_of(run: Run, stage: str) -> Path | None:
-    """The checkpoint that a stage starts from: the run that it names, or the stage before it, or nothing."""
-    named = run.recipe.stage(stage).init_from
+    """The checkpoint that a stage starts from: the run that it names itself, or the stage before it, or the run that `train` names."""
+    named = run.recipe.stages[stage].get("init_from")
     if named is not None:
         return read_run(named).checkpoint()
     before = list(run.recipe.stages)[: list(run.recipe.stages).index(stage)]
@@ -180,7 +180,7 @@ def _start_of(run: Run, stage: str) -> Path | None:
         found = find_checkpoint(run.folder / name / "best")
         if found is not None:
             return found
-    return None
+    return read_run(run.recipe.train.init_from).checkpoint() if run.recipe.train.init_from is not None else None
 
 
 def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:
