@@ -2,8 +2,9 @@
 
     python benchmarks/kill_resume.py --kills 100
 
-The model is a random two-layer language model with LoRA behind a small convolutional encoder of timm: real loading code, real adapters,
-quick to start. Prints how many kills found the process alive, in which phase, and whether weights, optimiser and losses are equal bit for bit.
+The model is a random two-layer language model with LoRA behind a small convolutional encoder of timm: real loading code, real
+adapters, quick to start. Prints how many kills found the process alive, in which phase, and whether weights, optimiser and losses are
+equal bit for bit.
 """
 
 from __future__ import annotations
@@ -49,8 +50,12 @@ def command(root: Path, workers: int, epochs: int) -> list[str]:
 def contents(run: Path) -> tuple[list[dict[str, object]], dict[str, bytes]]:
     """Losses without the clock, and every tensor file of whole checkpoints."""
     rows = [json.loads(line) for path in sorted(run.glob("*/metrics.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
-    files = [path for path in sorted(run.rglob("*.safetensors")) if not any(part.endswith((".previous", ".writing")) for part in path.parts)]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows], {str(path.relative_to(run)): path.read_bytes() for path in files}
+    files = [
+        path for path in sorted(run.rglob("*.safetensors")) if not any(part.endswith((".previous", ".writing")) for part in path.parts)
+    ]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows], {
+        str(path.relative_to(run)): path.read_bytes() for path in files
+    }
 
 
 def phase(run_root: Path) -> str:
@@ -61,7 +66,9 @@ def phase(run_root: Path) -> str:
     if not runs:
         return "before the run folder"
     stages = json.loads(runs[0].read_text(encoding="utf-8"))["stages"]
-    return "no stage yet" if not stages else f"in {list(stages)[-1]}" if list(stages.values())[-1]["status"] == "running" else "between stages"
+    return (
+        "no stage yet" if not stages else f"in {list(stages)[-1]}" if list(stages.values())[-1]["status"] == "running" else "between stages"
+    )
 
 
 def main() -> None:
@@ -81,7 +88,13 @@ def main() -> None:
     print(f"left alone: {length:.1f} s")
     chance, phases, kills, finished = random.Random(options.seed), Counter[str](), 0, False
     while not finished:
-        process = subprocess.Popen([*words, f"run_root={root / 'killed'}"], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [*words, f"run_root={root / 'killed'}"],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             process.wait(timeout=chance.uniform(0, length) if kills < options.kills else None)
             finished = process.returncode == 0

@@ -22,7 +22,11 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8", **changes}
 
 
-def eyegraft(*words: str, cwd: Path, tiny: bool = False, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def eyegraft(
+    *words: str, cwd: Path, tiny: bool = False, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run to the end; gives the exit code and what was printed."""
     command = arguments(*words, tiny=tiny)
-    return subprocess.run(command, cwd=cwd, env=environment(**(env or {})), capture_output=True, text=True, encoding="utf-8", timeout=240, **options)
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**(env or {})), capture_output=True, text=True, encoding="utf-8", timeout=240, **options
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub is a fault
@@ -59,11 +60,11 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _no_leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plugins and configuration folders that a test names are forgotten after it."""
-    from eyegraft import config
+    from eyegraft import composition, registry
 
-    plugins, conf_dirs = list(config._plugins), list(config._conf_dirs)
+    plugins, conf_dirs = list(registry._plugins), list(composition._conf_dirs)
     yield
-    config._plugins[:], config._conf_dirs[:] = plugins, conf_dirs
+    registry._plugins[:], composition._conf_dirs[:] = plugins, conf_dirs
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +97,7 @@ def make_graft(plain_recipe: Callable[..., dict[str, Any]]) -> Callable[..., Any
     def made(**changes: Any) -> tuple[Any, Any]:
         import torch
 
-        from eyegraft.config import validate
+        from eyegraft.composition import validate
         from eyegraft.model import assemble
 
         recipe = validate(plain_recipe(**changes))

@@ -14,25 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eyegraft import config
-from eyegraft.config import (
-    CONF,
-    Augmentation,
-    Part,
-    Settings,
-    Tune,
-    compose,
-    configured,
-    kinds,
-    load_recipe,
-    module_of,
-    recipe_files,
-    to_plain,
-    use_config_dir,
-    use_plugin,
-    validate,
-)
+from eyegraft import config, registry
+from eyegraft.composition import CONF, compose, load_recipe, recipe_files, to_plain, use_config_dir, validate
+from eyegraft.config import Augmentation, Part, Settings, Tune
 from eyegraft.errors import PartError, RecipeError
+from eyegraft.registry import configured, kinds, module_of, use_plugin
 
 ROOMS = {"vision_encoder": "encoders", "pooling": "connectors", "connector": "connectors", "fusion": "fusion", "head": "heads"}
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and not path.name.startswith("_"))
@@ -151,7 +137,13 @@ def test_what_is_missing_is_said(plain: dict[str, Any]) -> None:
     assert faults(plain) == ["head: missing; expected a value", "stages: missing; expected a value"]
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda inner: st.dictionaries(st.text(max_size=4), inner), max_leaves=5))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+        lambda inner: st.dictionaries(st.text(max_size=4), inner),
+        max_leaves=5,
+    )
+)
 def test_whatever_is_written_is_refused_in_words(value: Any) -> None:
     """No shape of YAML gets past the schema as another error than ours."""
     for key in ("vision_encoder", "stages", "train", "tasks", "data"):
@@ -353,7 +345,9 @@ def build(config, *, in_dim, out_dim):
 
 
 def test_a_plugins_part_is_found_by_its_file(package: Callable[..., str], plain: dict[str, Any]) -> None:
-    name = package("my_parts", {"connectors/__init__.py": "", "connectors/loud.py": CONNECTOR, "connectors/_shared.py": "raise AssertionError"})
+    name = package(
+        "my_parts", {"connectors/__init__.py": "", "connectors/loud.py": CONNECTOR, "connectors/_shared.py": "raise AssertionError"}
+    )
     assert "loud" not in kinds("connectors")
     use_plugin(name)
     assert {"loud", "mlp"} <= set(kinds("connectors"))
@@ -374,7 +368,7 @@ def test_a_plugin_is_never_loaded_by_a_recipe(package: Callable[..., str], plain
 def test_a_plugin_that_is_not_there() -> None:
     with pytest.raises(PartError, match="no_such_package"):
         use_plugin("no_such_package")
-    assert "no_such_package" not in config.plugins()
+    assert "no_such_package" not in registry.plugins()
 
 
 def test_a_broken_plugin_room_is_not_hidden(package: Callable[..., str]) -> None:
@@ -412,7 +406,7 @@ def test_help_and_import_cost_nothing(code: str) -> None:
 
 def test_nothing_but_a_recipes_parts_is_imported() -> None:
     """Validating a recipe with a Hugging Face encoder does not need timm to be installed."""
-    code = "import sys\nsys.modules['timm'] = None\nfrom eyegraft.config import load_recipe\nload_recipe('demo', 'vision_encoder=siglip_base')\nprint('fine')"
+    code = "import sys\nsys.modules['timm'] = None\nfrom eyegraft.composition import load_recipe\nload_recipe('demo', 'vision_encoder=siglip_base')\nprint('fine')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.stdout.strip() == "fine", result.stderr
 
@@ -426,7 +420,7 @@ def test_no_augmentation_means_none() -> None:
 
 def test_every_public_key_is_described() -> None:
     """`show` prints them all; the docstring of their class says what they are."""
-    for model in (config.Data, config.Augmentation, config.Lora, config.Tune, config.EarlyStopping, config.Evaluation):
+    for model in (value for value in vars(config).values() if isinstance(value, type) and issubclass(value, config.Strict)):
         for name in model.model_fields:
             assert name in str(model.__doc__), f"{model.__name__}.{name} is not described"
     assert isinstance(Settings(), Settings)

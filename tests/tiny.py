@@ -10,7 +10,16 @@ from PIL import Image, ImageDraw
 
 from eyegraft.pretrained import ready
 
-TEXTS = ["a red square", "a blue circle", "a green triangle", "빨간 사각형", "파란 동그라미", "초록 삼각형", "What is drawn here?", "무엇이 그려져 있나요?"]
+TEXTS = [
+    "a red square",
+    "a blue circle",
+    "a green triangle",
+    "빨간 사각형",
+    "파란 동그라미",
+    "초록 삼각형",
+    "What is drawn here?",
+    "무엇이 그려져 있나요?",
+]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -27,7 +36,9 @@ def tokenizer(folder: Path, *, chat: bool = True) -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     core.train_from_iterator(TEXTS, trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", bos_token="<|im_start|>", pad_token="<pad>")
     if chat:
@@ -43,8 +54,19 @@ def language_model(folder: Path, family: str = "llama", *, chat: bool = True, co
     from transformers import GPT2Config, LlamaConfig, MistralConfig, PhiConfig, Qwen2Config
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-    common = {"vocab_size": len(made), "eos_token_id": made.eos_token_id, "bos_token_id": made.bos_token_id, "pad_token_id": made.pad_token_id}
-    wide = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": context}
+    common = {
+        "vocab_size": len(made),
+        "eos_token_id": made.eos_token_id,
+        "bos_token_id": made.bos_token_id,
+        "pad_token_id": made.pad_token_id,
+    }
+    wide = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": context,
+    }
     config = {
         "llama": lambda: LlamaConfig(**common, **wide, num_key_value_heads=2),
         "mistral": lambda: MistralConfig(**common, **wide, num_key_value_heads=2),
@@ -72,11 +94,15 @@ def vision_encoder(folder: Path, family: str = "siglip") -> Path:
         "clip": lambda: t.CLIPModel(t.CLIPConfig(vision_config=size, text_config=text, projection_dim=16)),
         "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**{k: v for k, v in vit.items() if k != "intermediate_size"}, mlp_ratio=2)),
         "vit": lambda: t.ViTModel(t.ViTConfig(**vit), add_pooling_layer=False),
-        "resnet": lambda: t.ResNetModel(t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic")),
+        "resnet": lambda: t.ResNetModel(
+            t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic")
+        ),
     }[family]()
     model.save_pretrained(folder)
     square = {"height": 32, "width": 32}
-    crop = {"do_center_crop": True, "crop_size": square, "size": {"shortest_edge": 32}} if family in ("clip", "dinov2") else {"size": square}
+    crop = (
+        {"do_center_crop": True, "crop_size": square, "size": {"shortest_edge": 32}} if family in ("clip", "dinov2") else {"size": square}
+    )
     settings = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 3, "do_normalize": True, **crop}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
@@ -98,14 +124,16 @@ def picture(path: Path, colour: str = "red", shape: str = "square", side: int = 
 
 
 def shapes(folder: Path, counts: dict[str, int] | None = None) -> Path:
-    """A prepared data set of coloured shapes: `train.jsonl val.jsonl test.jsonl` with columns image, caption, id, group; no two pictures alike."""
+    """Coloured shapes as a prepared data set: `<split>.jsonl` with columns image, caption, id, group; no two pictures alike."""
     number = 0
     for split, count in (counts or {"train": 12, "val": 4, "test": 6}).items():
         rows = []
         for _ in range(count):
             colour, shape = ("red", "blue", "green")[number % 3], ("square", "circle", "triangle")[number // 3 % 3]
             picture(folder / "images" / f"{number}.png", colour, shape, side=36 + number)
-            rows.append({"id": f"{split}/{number}", "image": f"images/{number}.png", "caption": f"a {colour} {shape}", "group": f"g{number}"})
+            rows.append(
+                {"id": f"{split}/{number}", "image": f"images/{number}.png", "caption": f"a {colour} {shape}", "group": f"g{number}"}
+            )
             number += 1
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")

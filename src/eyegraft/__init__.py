@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load_recipe": "eyegraft.config",
+    "load_recipe": "eyegraft.composition",
     "prepare_data": "eyegraft.prepare",
     "train": "eyegraft.training",
     "evaluate": "eyegraft.evaluation",

@@ -1,25 +1,13 @@
-"""The recipe: its schema, its composition, and the folder-as-registry loader of parts.
-
-Hydra composes YAML files (`conf/`), pydantic validates the result. Both report *all* faults at once, each with its config path, what was
-given, what is allowed and the nearest valid name. Nothing here imports torch until the parts of a valid recipe are asked for.
-"""
+"""The schema of a recipe. Nothing here imports more than pydantic; `composition.py` fills it, `registry.py` finds its parts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pkgutil
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-
-from eyegraft.errors import PartError, RecipeError, nearest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -46,7 +34,16 @@ class Part(BaseModel):
 
 
 class Columns(Strict):
-    """Which column of the table holds what. `references` may hold one text or a list of texts."""
+    """Which column of the table holds what.
+
+    Attributes:
+        image: path of the image file, or the image itself in a set of `datasets`.
+        references: the text to learn, or a list of texts of which each is right.
+        prompt: what is asked of this image, where the task's own prompt will not do.
+        id: unique name of a row; None numbers them.
+        group: rows of one group never cross splits; None takes the image.
+        meta: further columns to keep for slices and reports.
+    """
 
     image: str = "image"
     references: str | None = "caption"
@@ -57,7 +54,13 @@ class Columns(Strict):
 
 
 class Split(Strict):
-    """Cut one table into splits by group. The cut is a pure function of the seed and the groups' names."""
+    """Cut one table into splits by group. The cut is a pure function of the seed and the groups' names.
+
+    Attributes:
+        table: file, folder or hub name, as in `Data.tables`.
+        fractions: split -> share of the rows; they sum to 1.
+        seed: another seed, another cut.
+    """
 
     table: str
     fractions: dict[str, Fraction]
@@ -80,10 +83,12 @@ class Data(Strict):
         base_dir: folder that table and image paths are relative to.
         tables: split -> table file (csv, tsv, jsonl, json, parquet), a folder of `datasets`, or `hub:NAME[:CONFIG]:SPLIT`.
         split: in place of `tables`, one table cut by group.
+        columns: which column holds what.
         held_out: split -> what "held out" means there, said beside its results.
         max_bad_fraction: the run stops when more rows than this are quarantined.
         max_pixels: larger images are refused before they are decoded.
         check: `decode` reads every image once before training, `header` only its size.
+        num_workers: processes that decode images ahead of training; results are the same with any number.
     """
 
     name: str
@@ -134,6 +139,7 @@ class Lora(Strict):
         rank, alpha, dropout: as in the paper; the update is scaled by alpha / rank.
         target_modules: module names, or `all-linear`.
         target_layers: only the last so many blocks; None means all.
+        use_dora: weight-decomposed adapters (Liu et al. 2024); use_rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
     """
 
     rank: Positive = 16
@@ -172,11 +178,12 @@ class Tune(Strict):
 
 
 class EarlyStopping(Strict):
-    """Which validation value chooses `best/`, and after how many epochs without a better one training ends (None: never).
+    """Which validation value chooses `best/`, and when training ends for want of a better one.
 
     Attributes:
-        metric: a value of the validation log, such as `val_loss`.
+        metric: `val_loss`, or `val_` and a metric of the task such as `val_exact_match` (then answers are made after each epoch).
         mode: whether lower or higher is better.
+        patience: epochs without a better value after which the stage ends; None: never.
     """
 
     metric: str = "val_loss"
@@ -192,10 +199,14 @@ class Settings(Strict):
         objective: None takes the task's own.
         batch_size: samples in one forward.
         gradient_accumulation: forwards in one optimiser step; the loss is averaged over all their tokens.
+        learning_rate, weight_decay, betas: of AdamW (Loshchilov & Hutter 2019); vectors and norms do not decay.
         max_steps: optimiser steps at most, whatever `epochs` says.
-        warmup_ratio: share of the steps over which the rate rises from 0.
+        scheduler_type: how the rate falls after the warmup; warmup_ratio: share of the steps over which it rises from 0.
+        max_grad_norm: gradients are clipped to this norm over all trained tensors; None: not.
         precision: `32-true`, `bf16-mixed` or `16-mixed`, as Lightning Fabric names them.
         checkpoint_every: optimiser steps between saves within an epoch; checkpoint_minutes: minutes between them, whichever comes first.
+        early_stopping: what chooses the best checkpoint, and when to stop.
+        log_every: optimiser steps between rows of `metrics.jsonl`.
         tune: part -> how it is trained; parts not named keep the default of their room.
         init_from: a run folder whose last stage this one starts from. In `train` it holds for the first stage alone.
     """
@@ -222,7 +233,12 @@ class Settings(Strict):
 
 
 class Trackers(Strict):
-    """Where metrics go besides `metrics.jsonl`, which is always written."""
+    """Where metrics go besides `metrics.jsonl`, which is always written.
+
+    Attributes:
+        tensorboard: event files in `<run>/<stage>/tensorboard`.
+        wandb: arguments of `wandb.init`, such as {project: maps, mode: offline}; {} for its defaults, None for no Weights & Biases.
+    """
 
     tensorboard: bool = False
     wandb: dict[str, Any] | None = None
@@ -250,7 +266,18 @@ class Evaluation(Strict):
 
 
 class Recipe(Strict):
-    """One recipe, whole. See `conf/` for the files that it is composed from."""
+    """One recipe, whole. See `conf/` for the files that it is composed from.
+
+    Attributes:
+        recipe, title, experiment_name: its name, what a report is headed with, and the folder of its runs under run_root.
+        seed: of everything random.
+        device: `auto` takes a GPU where there is one; num_threads: of torch on a CPU; deterministic: ask torch for deterministic kernels.
+        vision_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`.
+        prepare: how its data set is made, where it has one of its own; data: where it lies; augmentation: of training images.
+        tasks: name -> what is asked and answered.
+        train: what every stage trains with; stages: name -> what differs there, in order; run_stages: which of them to run.
+        trackers, evaluation: where metrics go, and what a result stands beside.
+    """
 
     recipe: str
     title: str = ""
@@ -281,7 +308,7 @@ class Recipe(Strict):
 
     def stage(self, name: str) -> Settings:
         """The settings of one stage: `train`, with what the stage itself states on top (nested keys one by one)."""
-        return Settings.model_validate(_overlay(self.train.model_dump(exclude_unset=True), self.stages[name]))
+        return Settings.model_validate(overlay(self.train.model_dump(exclude_unset=True), self.stages[name]))
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -299,327 +326,10 @@ class Recipe(Strict):
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`under` with the keys of `over` on top, nested mappings key by key."""
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = _overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = overlay(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-# ── parts: a folder is a registry ────────────────────────────────────────────────────────────────────────────────────────────────
-
-_ROOMS = {
-    "vision_encoder": "encoders",
-    "pooling": "connectors",
-    "connector": "connectors",
-    "fusion": "fusion",
-    "head": "heads",
-    "prepare": "prepare",
-}
-_plugins: list[str] = []
-
-
-def use_plugin(package: str) -> None:
-    """Look for parts in `package.encoders`, `package.heads` … too. Named by the user, never by a recipe: a recipe runs no code."""
-    try:
-        import_module(package)
-    except ImportError as error:
-        raise PartError(
-            f"--plugin {package}: {error}", "the name of an importable package", "install it, or add its parent folder to PYTHONPATH"
-        ) from error
-    if package not in _plugins:
-        _plugins.append(package)
-
-
-def plugins() -> tuple[str, ...]:
-    """The packages named by the user, for processes that must know them too."""
-    return tuple(_plugins)
-
-
-def _room_packages(room: str) -> list[ModuleType]:
-    packages = [import_module(f"eyegraft.{room}")]
-    for plugin in _plugins:
-        try:
-            packages.append(import_module(f"{plugin}.{room}"))
-        except ModuleNotFoundError as error:
-            if error.name != f"{plugin}.{room}":
-                raise
-    return packages
-
-
-def kinds(room: str) -> dict[str, str]:
-    """The parts of a room: kind -> module name. Files that start with an underscore are shared code, not parts."""
-    found: dict[str, str] = {}
-    for package in _room_packages(room):
-        for info in pkgutil.iter_modules(package.__path__):
-            if not info.name.startswith("_"):
-                found[info.name] = f"{package.__name__}.{info.name}"
-    return found
-
-
-def module_of(room: str, kind: str) -> ModuleType:
-    """Import the file behind a kind."""
-    available = kinds(room)
-    if kind not in available:
-        raise PartError(f"{room}: unknown kind {kind!r}", f"one of {', '.join(sorted(available))}", nearest(kind, available))
-    return import_module(available[kind])
-
-
-def configured(room: str, part: Part) -> tuple[ModuleType, Strict]:
-    """The module behind a part and its validated `Config`. Call `module.build(config, ...)` with measured widths."""
-    module = module_of(room, part.kind)
-    return module, module.Config.model_validate(part.options)
-
-
-# ── composition and validation ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-CONF = Path(__file__).parent / "conf"
-_conf_dirs: list[Path] = []
-
-
-def use_config_dir(folder: str) -> None:
-    """Look for the user's own recipes and options in `folder/recipe/*.yaml`, `folder/data/*.yaml` …, before ours."""
-    place = Path(folder).expanduser().resolve()
-    if not place.is_dir():
-        raise RecipeError(f"--config-dir {folder}: no such folder", "a folder with recipe/NAME.yaml in it", "check the path")
-    if place not in _conf_dirs:
-        _conf_dirs.append(place)
-
-
-def group_names() -> set[str]:
-    return {path.name for conf in (CONF, *_conf_dirs) for path in conf.iterdir() if path.is_dir() and not path.name.startswith("_")}
-
-
-def recipe_files() -> dict[str, Path]:
-    """Every recipe that can be named, and the file that it stands in."""
-    return {path.stem: path for conf in (CONF, *_conf_dirs) for path in sorted((conf / "recipe").glob("*.yaml"))}
-
-
-def hydra_overrides(overrides: Sequence[str]) -> list[str]:
-    """What Hydra is given for what the user typed.
-
-    Keys become forced (`key=v` -> `++key=v`) so that validation, not Hydra's first refusal, names *all* unknown ones at once. A value that
-    Hydra's grammar has no letters for (Korean, a question mark after a word, an apostrophe) is plain text and is quoted for it.
-    """
-    groups = group_names()
-    given = [
-        text
-        if text[:1] in "+~-" or "=" not in text or text.split("=", 1)[0].split("@")[0] in groups or text.startswith("hydra")
-        else f"++{text}"
-        for text in overrides
-    ]
-    given = [text if _readable(text) else _quoted(text) for text in given]
-    return [*given, f"hydra.searchpath=[{','.join(_in_quotes(f'file://{place}') for place in _conf_dirs)}]"] if _conf_dirs else given
-
-
-def _readable(text: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        OverridesParser.create().parse_override(text)
-    except HydraException:
-        return False
-    return True
-
-
-def _quoted(text: str) -> str:
-    """`key=안녕` as `key="안녕"`, and `key=가,나` (a sweep) with each part quoted. Lists, mappings and what is quoted already stay."""
-    key, _, value = text.partition("=")
-    if not value or value[0] in "\"'[{":
-        return text
-    return f"{key}={','.join(_in_quotes(part) for part in re.split(r',(?! )', value))}"
-
-
-def _in_quotes(value: str) -> str:
-    """In Hydra's double quotes: a backslash is itself, but where a quote follows it must be doubled."""
-    escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + '\\"', value)
-    return '"' + re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped) + '"'
-
-
-def stop_at_unknown_recipe(overrides: Sequence[str]) -> None:
-    """Raise a `RecipeError` unless the overrides choose a recipe that there is (or several, for a sweep)."""
-    chosen = [text.split("=", 1)[1] for text in overrides if text.startswith("recipe=")]
-    known = recipe_files()
-    if not chosen:
-        raise RecipeError("no recipe", f"recipe=NAME with one of {', '.join(sorted(known))}")
-    for name in chosen[-1].split(","):
-        if name not in known:
-            raise RecipeError(f"recipe={name}", f"recipe=NAME with one of {', '.join(sorted(known))}", nearest(name, known))
-
-
-def register_defaults() -> None:
-    """Show Hydra the schema's own defaults, so that they are typed once and `show` prints every key."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    plain = {name: item.get_default(call_default_factory=True) for name, item in Recipe.model_fields.items() if not item.is_required()}
-    dumped = {name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in plain.items()}
-    store.store(name="schema", node={**dumped, "train": Settings().model_dump(mode="json")})
-
-
-def compose(overrides: Sequence[str]) -> Any:
-    """Compose `conf/config.yaml` with overrides as typed on the command line, into an OmegaConf object.
-
-    Raises:
-        RecipeError: there is no such recipe or option, or a value cannot be parsed.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    stop_at_unknown_recipe(overrides)
-    register_defaults()
-    try:
-        with initialize_config_module("eyegraft.conf", version_base="1.3"):
-            return hydra_compose("config", overrides=hydra_overrides(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise RecipeError(
-            "; ".join(lines[:4]), "overrides such as train.epochs=3 or connector=prefix", "`eyegraft show recipe=NAME` prints every key"
-        ) from error
-
-
-def to_plain(composed: Any) -> dict[str, Any]:
-    """An OmegaConf object as plain data, interpolations resolved.
-
-    Raises:
-        RecipeError: a value that must be given is missing, or an interpolation leads nowhere.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise RecipeError(
-            f"no value for {', '.join(missing)}",
-            "a value for each key that the recipe leaves open",
-            " ".join(f"{key}=…" for key in missing),
-        )
-    try:
-        plain: Any = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        raise RecipeError(str(error).splitlines()[0], "interpolations such as ${seed}", "check the recipe's ${…}") from error
-    return {str(key): value for key, value in plain.items()}
-
-
-def validate(plain: Mapping[str, Any]) -> Recipe:
-    """Turn plain data into a recipe, or raise one `RecipeError` that lists every fault."""
-    faults: list[str] = []
-    recipe: Recipe | None = None
-    try:
-        recipe = Recipe.model_validate(plain)
-    except ValidationError as error:
-        faults += [_fault((), detail, Recipe) for detail in error.errors()]
-    stages = plain.get("stages")
-    train = plain.get("train")
-    if isinstance(train, Mapping):
-        faults += _part_faults(("train", "objective"), "objectives", train.get("objective"))
-    if isinstance(stages, Mapping) and isinstance(train, Mapping):
-        inherited = train if _model_faults((), Settings, train) else Settings.model_validate(train).model_dump(exclude_unset=True)
-        above = {fault.removeprefix("train.") for fault in faults}  # said once, where it stands
-        for name, stage in stages.items():
-            if isinstance(stage, Mapping):
-                whole = _model_faults((), Settings, _overlay(inherited, stage))
-                faults += [f"stages.{name}.{fault}" for fault in whole if fault not in above]
-                faults += _part_faults(("stages", str(name), "objective"), "objectives", stage.get("objective"))
-    for place, room in _ROOMS.items():
-        faults += _part_faults((place,), room, plain.get(place))
-    tasks = plain.get("tasks")
-    for name, part in tasks.items() if isinstance(tasks, Mapping) else ():
-        faults += _part_faults(("tasks", str(name)), "tasks", part)
-    if recipe is not None and not faults:
-        faults += _cross_faults(recipe)
-    if faults or recipe is None:
-        raise RecipeError(
-            f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the recipe:\n" + "\n".join(f"  - {fault}" for fault in faults),
-            fix="`eyegraft show recipe=NAME` prints every key with its value",
-        )
-    return recipe
-
-
-def load_recipe(name: str, *overrides: str) -> Recipe:
-    """Compose and validate a recipe: `load_recipe("demo", "train.epochs=2")`."""
-    return validate(to_plain(compose([f"recipe={name}", *overrides])))
-
-
-def _model_faults(place: tuple[str, ...], model: type[BaseModel], value: Mapping[str, Any]) -> list[str]:
-    try:
-        model.model_validate(dict(value))
-    except ValidationError as error:
-        return [_fault(place, detail, model) for detail in error.errors()]
-    return []
-
-
-def _part_faults(place: tuple[str, ...], room: str, value: Any) -> list[str]:
-    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
-        return []  # None, or a shape that the schema itself complains of
-    available = kinds(room)
-    if value["kind"] not in available:
-        hint = nearest(value["kind"], available)
-        return [
-            f"{'.'.join(place)}.kind: given {value['kind']!r}; expected one of {', '.join(sorted(available))}"
-            + (f"; {hint}" if hint else "")
-        ]
-    config: type[BaseModel] = module_of(room, value["kind"]).Config
-    return _model_faults(place, config, {str(key): item for key, item in value.items() if key != "kind"})
-
-
-def _cross_faults(recipe: Recipe) -> list[str]:
-    """Faults between keys that are each right alone."""
-    faults = []
-    parts = {"vision_encoder", "pooling", "connector", "fusion", "head"}
-    for name in recipe.stages:
-        stage = recipe.stage(name)
-        if stage.task is None and len(recipe.tasks) > 1:
-            faults.append(f"stages.{name}.task: missing; expected one of {', '.join(recipe.tasks)}")
-        if stage.task is not None and stage.task not in recipe.tasks:
-            faults.append(
-                f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}{_hint(stage.task, recipe.tasks)}"
-            )
-        for part in stage.tune:
-            if part not in parts:
-                faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(sorted(parts))}{_hint(part, parts)}")
-    if recipe.run_stages != "all":
-        for name in recipe.run_stages:
-            if name not in recipe.stages:
-                faults.append(
-                    f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}{_hint(name, recipe.stages)}"
-                )
-    return faults
-
-
-def _hint(name: str, candidates: Iterable[str]) -> str:
-    hint = nearest(name, candidates)
-    return f"; {hint}" if hint else ""
-
-
-def _fault(place: tuple[str, ...], detail: ErrorDetails, model: type[BaseModel]) -> str:
-    """One pydantic fault as `path: given …; expected …; did you mean …`."""
-    where = tuple(str(item) for item in detail["loc"])
-    path = ".".join((*place, *where)) or "recipe"
-    if detail["type"] == "extra_forbidden":
-        fields = _fields_at(model, where[:-1])
-        expected = f"one of {', '.join(sorted(fields))}" if fields else "no keys here"
-        return f"{path}: unknown key; expected {expected}{_hint(where[-1], fields)}"
-    if detail["type"] == "missing":
-        return f"{path}: missing; expected a value"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{path}: given {detail.get('input')!r}; expected {message}"
-
-
-def _fields_at(model: type[BaseModel], where: Sequence[str]) -> list[str]:
-    """The keys that the schema allows at a path (through optional and mapping types)."""
-    from typing import get_args
-
-    current: Any = model
-    for step in where:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            if step not in current.model_fields:
-                continue  # a union's branch name in pydantic's path
-            current = current.model_fields[step].annotation
-        models = [item for item in (current, *get_args(current)) if isinstance(item, type) and issubclass(item, BaseModel)]
-        current = models[0] if models else current
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eyegraft.config import Part, Recipe, configured
+from eyegraft.config import Part, Recipe
+from eyegraft.registry import configured
 from eyegraft.types import Batch, Output, Tokens
 
 

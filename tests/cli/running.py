@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from eyegraft import composition, registry
 from eyegraft.cli import main
 
 TESTS = Path(__file__).parent.parent
@@ -32,7 +33,7 @@ def run(*words: str, cwd: Path) -> CompletedProcess[str]:
     logger.addHandler(handler)
     GlobalHydra.instance().clear()
     try:
-        with chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        with kept_registry(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
             code: Any = main(list(words))
     except SystemExit as stop:
         code = stop.code or 0
@@ -40,6 +41,16 @@ def run(*words: str, cwd: Path) -> CompletedProcess[str]:
         logger.removeHandler(handler)
         sys.argv = argv
     return CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def kept_registry() -> Iterator[None]:
+    """Forget afterwards which plugins and configuration folders were named within, as a process that ends does."""
+    plugins, conf_dirs = list(registry._plugins), list(composition._conf_dirs)
+    try:
+        yield
+    finally:
+        registry._plugins[:], composition._conf_dirs[:] = plugins, conf_dirs
 
 
 def tiny_run(verb: str, *words: str, cwd: Path) -> CompletedProcess[str]:

@@ -263,7 +263,14 @@ def test_korean_survives_from_table_to_files(tmp_path: Path, folders: Any) -> No
             }
         write_table(data / f"{split}.jsonl", table)
     # learned by heart, without a validation split: the answers must be Korean, not noise
-    words = ("train.tune.head.mode=full", "train.learning_rate=0.01", "stages.only.epochs=20", "~data.tables.val", "data.base_dir=자료")
+    words = (
+        "train.tune.head.mode=full",
+        "train.learning_rate=0.01",
+        "stages.only.epochs=12",
+        "evaluation.baselines=[blank_image]",
+        "~data.tables.val",
+        "data.base_dir=자료",
+    )
     run = tmp_path / trained(run_here("train", *small_words(folders, *words, f"tasks.caption.prompt={QUESTION}"), *SMALL, cwd=tmp_path))
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
     assert QUESTION in recipe

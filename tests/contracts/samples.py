@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from eyegraft.config import configured, kinds
 from eyegraft.config import Part as PartConfig
+from eyegraft.registry import configured, kinds
 
 Options = Callable[[Any], dict[str, Any]]
 

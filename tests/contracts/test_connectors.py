@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from contracts.samples import cases, part, rejects_unknown_keys, reloads
 
+import tiny
+from contracts.samples import cases, part, rejects_unknown_keys, reloads
 from eyegraft.types import Tokens
 
 IN, OUT, COUNT = 16, 24, 7

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from contracts.samples import cases, part, rejects_unknown_keys, reloads
 
+import tiny
+from contracts.samples import cases, part, rejects_unknown_keys, reloads
 from eyegraft.tuning import set_training_mode
 from eyegraft.types import ImageSpec
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.samples import cases, part, rejects_unknown_keys, reloads
 
+from contracts.samples import cases, part, rejects_unknown_keys, reloads
 from eyegraft.types import Tokens
 
 DIM = 8

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.samples import SAMPLES, cases, part
 
-from eyegraft.config import kinds, use_plugin
+from contracts.samples import SAMPLES, cases, part
+from eyegraft.registry import kinds, use_plugin
 
 
 @pytest.mark.parametrize("room", SAMPLES)
@@ -18,7 +18,9 @@ def test_every_part_in_a_folder_has_a_sample(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", SAMPLES)
-def test_a_new_file_without_a_sample_is_told_how_to_add_one(room: str, folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_file_without_a_sample_is_told_how_to_add_one(
+    room: str, folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = f"newcomer_{room}"
     (tmp_path / package / room).mkdir(parents=True)
     (tmp_path / package / "__init__.py").touch()
@@ -27,5 +29,8 @@ def test_a_new_file_without_a_sample_is_told_how_to_add_one(room: str, folders: 
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     use_plugin(package)
     case = next(item.values[0] for item in cases(room) if item.id.startswith("foo"))
-    with pytest.raises(pytest.fail.Exception, match=rf"(?s){room}/foo\.py has no sample.*add to SAMPLES\['{room}'\].*pytest tests/contracts/test_{room}\.py"):
+    with pytest.raises(
+        pytest.fail.Exception,
+        match=rf"(?s){room}/foo\.py has no sample.*add to SAMPLES\['{room}'\].*pytest tests/contracts/test_{room}\.py",
+    ):
         part(room, case, folders)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.samples import cases, part, rejects_unknown_keys
 
+from contracts.samples import cases, part, rejects_unknown_keys
 from eyegraft.types import IGNORE, Batch, Output, Sample, Tokens
 
 K = 11
@@ -69,7 +69,9 @@ def test_the_loss_of_a_sample_is_its_own(made: Any) -> None:
     together = made.eval()(output, batch).sums
     for number in range(len(batch)):
         rows = slice(number, number + 1)
-        one = Batch({"image": batch.inputs["image"][rows]}, batch.input_ids[rows], batch.text_mask[rows], batch.labels[rows], batch.samples[rows])
+        one = Batch(
+            {"image": batch.inputs["image"][rows]}, batch.input_ids[rows], batch.text_mask[rows], batch.labels[rows], batch.samples[rows]
+        )
         alone = made(Output(output.encoded, output.logits[rows], output.labels[rows]), one).sums
         torch.testing.assert_close(alone[0], together[number])
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.samples import cases, part, rejects_unknown_keys
 
-from eyegraft.config import kinds
+from contracts.samples import cases, part, rejects_unknown_keys
 from eyegraft.errors import DataError
+from eyegraft.registry import kinds
 from eyegraft.types import IGNORE, Sample
 
 pytestmark = pytest.mark.parametrize("case", cases("tasks"))

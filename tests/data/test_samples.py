@@ -76,7 +76,7 @@ def test_plain_tables(tmp_path: Path) -> None:
 
 def test_every_column_has_its_place(tmp_path: Path) -> None:
     picture(tmp_path, "img/가.png")
-    content = "그림,답,질문,번호,묶음,지역\nimg\\가.png,\"[\"\"하나\"\", \"\"둘\"\"]\",무엇?,k1,g1,서울\n"
+    content = '그림,답,질문,번호,묶음,지역\nimg\\가.png,"[""하나"", ""둘""]",무엇?,k1,g1,서울\n'
     (tmp_path / "t.csv").write_bytes(content.encode("cp949"))
     columns = {"image": "그림", "references": "답", "prompt": "질문", "id": "번호", "group": "묶음", "meta": ["지역"]}
     (sample,) = load(tmp_path, tables={"test": "t.csv"}, columns=columns).splits["test"]

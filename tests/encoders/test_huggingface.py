@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from PIL import Image
 
+import tiny
 from eyegraft.data.images import to_pixels
 from eyegraft.encoders.huggingface import Config, build
 from eyegraft.errors import PartError
@@ -52,7 +52,11 @@ def test_weights_come_from_the_folder_unless_told_otherwise(folders: Any, family
 def test_what_the_tokens_do_not_need_is_left_out(folders: Any, family: str) -> None:
     """Pooling heads and mask tokens would be trained without a gradient."""
     names = [name for name, _ in build(Config(model=folders.vision(family))).named_parameters()]
-    assert not [name for name in names if any(word in name for word in ("mask_token", "pooler", ".head.", "post_layernorm" if family == "clip" else "pooler"))]
+    assert not [
+        name
+        for name in names
+        if any(word in name for word in ("mask_token", "pooler", ".head.", "post_layernorm" if family == "clip" else "pooler"))
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -107,7 +111,12 @@ def test_pixels_are_those_of_transformers(folders: Any, tmp_path: Path, family: 
     """The same picture through our transform and through transformers' own image processor (8-bit rounding aside)."""
     import transformers as t
 
-    family_class = {"siglip": "SiglipImageProcessor", "clip": "CLIPImageProcessor", "dinov2": "BitImageProcessor", "vit": "ViTImageProcessor"}
+    family_class = {
+        "siglip": "SiglipImageProcessor",
+        "clip": "CLIPImageProcessor",
+        "dinov2": "BitImageProcessor",
+        "vit": "ViTImageProcessor",
+    }
     name = family_class.get(family)
     pil = getattr(t, f"{name}Pil", None) if name else None
     if pil is None:

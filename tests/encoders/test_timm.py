@@ -24,7 +24,10 @@ def weights(tmp_path: Path) -> Path:
     from safetensors.torch import save_file
 
     torch.manual_seed(11)
-    save_file({name: tensor.contiguous() for name, tensor in timm.create_model("test_resnet").state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in timm.create_model("test_resnet").state_dict().items()},
+        tmp_path / "model.safetensors",
+    )
     return tmp_path
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from eyegraft.errors import PartError
 from eyegraft.heads.prefix_lm import Config, PrefixLM, build, input_dim
 from eyegraft.types import IGNORE, Tokens
@@ -86,7 +86,8 @@ def test_the_context_length_is_the_models(folders: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "match"), [("no/such-model-anywhere", "cannot be loaded"), ("packaged:smollm3", "unknown packaged weights"), ("EMPTY", "cannot be loaded")]
+    ("model", "match"),
+    [("no/such-model-anywhere", "cannot be loaded"), ("packaged:smollm3", "unknown packaged weights"), ("EMPTY", "cannot be loaded")],
 )
 def test_a_model_that_is_not_there_says_what_would_be(tmp_path: Path, model: str, match: str) -> None:
     config = Config(model=str(tmp_path) if model == "EMPTY" else model)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import tiny
 from command_line import arguments, environment, eyegraft
 
@@ -50,7 +51,9 @@ def test_killed_runs_end_bit_identical(untouched: Path, tmp_path: Path, workers:
     words = arguments("train", "recipe=tiny", f"data.num_workers={workers}", tiny=True)
     landed = []
     for kill in range(KILLS + 10):
-        process = subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
         if kill < KILLS:
             wait_for_progress(tmp_path, process)
             time.sleep(chance.uniform(0, 0.6))
@@ -89,7 +92,9 @@ def wait_for_progress(root: Path, process: subprocess.Popen[bytes]) -> None:
 def test_damaged_checkpoint_is_passed_over(untouched: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(untouched / "data")
     words = ("train", "recipe=tiny")
-    stopped = subprocess.Popen(arguments(*words, tiny=True), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stopped = subprocess.Popen(
+        arguments(*words, tiny=True), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for_progress(tmp_path, stopped)
     time.sleep(0.2)
     stopped.kill()
@@ -111,7 +116,9 @@ def test_damaged_checkpoint_is_passed_over(untouched: Path, tmp_path: Path) -> N
 def test_second_process_is_refused(untouched: Path, tmp_path: Path) -> None:
     (tmp_path / "data").symlink_to(untouched / "data")
     words = ("train", "recipe=tiny", "train.epochs=2000")
-    first = subprocess.Popen(arguments(*words, tiny=True), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        arguments(*words, tiny=True), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for_progress(tmp_path, first)
         second = eyegraft(*words, cwd=tmp_path, tiny=True)

@@ -15,10 +15,12 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
-from cli.running import TESTS, Interrupted, read_table, rows, small_words, stop_before, tensors, write_table
+from cli.running import TESTS, Interrupted, kept_registry, read_table, rows, small_words, stop_before, tensors, write_table
 from eyegraft import evaluate, load_recipe, load_run, train
-from eyegraft.config import Recipe, use_config_dir, use_plugin
+from eyegraft.composition import use_config_dir
+from eyegraft.config import Recipe
 from eyegraft.errors import RunError
+from eyegraft.registry import use_plugin
 
 Make = Callable[..., Recipe]
 
@@ -49,12 +51,14 @@ def small_recipe(folders: Any, data: Path, root: Path, *overrides: str) -> Recip
 
 @pytest.fixture(scope="module")
 def small_run(folders: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(small_recipe(folders, data, tmp_path_factory.mktemp("small")))
+    with kept_registry():
+        return train(small_recipe(folders, data, tmp_path_factory.mktemp("small")))
 
 
 @pytest.fixture(scope="module")
 def tiny_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tiny_recipe(data, tmp_path_factory.mktemp("tiny")))
+    with kept_registry():
+        return train(tiny_recipe(data, tmp_path_factory.mktemp("tiny")))
 
 
 # ── what a run is ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,7 +145,13 @@ def test_another_seed_another_run(tiny_run: Path, data: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_interrupted_run_with_adapters_goes_on_to_the_same_bits(
-    folders: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_run: Path, step: int
+    folders: Any,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    small_run: Path,
+    step: int,
 ) -> None:
     recipe = small_recipe(folders, data, tmp_path, "train.checkpoint_every=1")
     stop_before(monkeypatch, step)
@@ -150,7 +160,9 @@ def test_interrupted_run_with_adapters_goes_on_to_the_same_bits(
     monkeypatch.undo()
     (run,) = (tmp_path / "runs" / "small").iterdir()
     assert not json.loads((run / "run.json").read_text(encoding="utf-8"))["finished"]
-    assert train(recipe) == run, "the same call goes on with the same run"
+    with caplog.at_level(logging.INFO, logger="eyegraft"):
+        assert train(recipe) == run, "the same call goes on with the same run"
+    assert f"going on from {run / 'only' / 'latest'}: epoch {1 + step // 3}, step {step}" in caplog.text
     assert rows(run) == rows(small_run)
     assert tensors(run) == tensors(small_run)
 

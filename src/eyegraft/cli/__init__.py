@@ -63,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     import logging
 
-    from eyegraft.config import use_config_dir, use_plugin
+    from eyegraft.composition import use_config_dir
     from eyegraft.console import setup_logging
+    from eyegraft.registry import use_plugin
 
     setup_logging(logging.WARNING if arguments.quiet else logging.INFO)
     for package in arguments.plugin:

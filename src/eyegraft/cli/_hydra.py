@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra
 
-from eyegraft.config import hydra_overrides, register_defaults, stop_at_unknown_recipe, to_plain, validate
+from eyegraft.composition import hydra_overrides, register_defaults, stop_at_unknown_recipe, to_plain, validate
 from eyegraft.errors import EyegraftError
 
 _options: dict[str, Any] = {}

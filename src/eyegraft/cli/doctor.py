@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(line)
     if arguments.overrides:
         from eyegraft.cli.show import named
-        from eyegraft.config import compose, to_plain, validate
+        from eyegraft.composition import compose, to_plain, validate
         from eyegraft.training.checkup import check_recipe
 
         recipe = validate(to_plain(compose(named(arguments.overrides))))

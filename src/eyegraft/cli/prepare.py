@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from eyegraft.cli.show import named
-    from eyegraft.config import compose, to_plain, validate
+    from eyegraft.composition import compose, to_plain, validate
     from eyegraft.prepare import prepare_data
 
     print(prepare_data(validate(to_plain(compose(named(arguments.overrides))))))

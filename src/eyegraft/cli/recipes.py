@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import yaml
 
-    from eyegraft.config import recipe_files
+    from eyegraft.composition import recipe_files
 
     for name, path in sorted(recipe_files().items()):
         title = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("title", "")

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
-    from eyegraft.config import compose, to_plain, validate
+    from eyegraft.composition import compose, to_plain, validate
 
     composed = compose(named(arguments.overrides))
     validate(to_plain(composed))

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from eyegraft.cli._hydra import run_hydra
     from eyegraft.cli.show import named
-    from eyegraft.config import compose, to_plain, validate
+    from eyegraft.composition import compose, to_plain, validate
 
     words = named(arguments.overrides)
     if not any(word.startswith("-") for word in words):

@@ -104,8 +104,8 @@ def _load(backbone: nn.Module, weights: str) -> None:
     other = [key for key in wanted if key in tensors and wanted[key].shape != tensors[key].shape]
     if missing or extra or other:
         raise PartError(
-            f"vision_encoder.weights: {file} does not fit: {len(missing)} tensors missing ({missing[:2]}), {len(extra)} unknown ({extra[:2]}), "
-            f"{len(other)} of another shape ({other[:2]})",
+            f"vision_encoder.weights: {file} does not fit: {len(missing)} tensors missing ({missing[:2]}), "
+            f"{len(extra)} unknown ({extra[:2]}), {len(other)} of another shape ({other[:2]})",
             "weights of the same timm architecture",
             "check vision_encoder.model",
         )

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eyegraft.config import Recipe, configured
+from eyegraft.config import Recipe
 from eyegraft.errors import RecipeError
+from eyegraft.registry import configured
 
 
 def prepare_data(recipe: Recipe) -> Path:

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from eyegraft.config import Recipe, validate
+from eyegraft.composition import validate
+from eyegraft.config import Recipe
 from eyegraft.data.samples import PreparedData
 from eyegraft.errors import RunError
 from eyegraft.training.checkpoints import find_checkpoint, write_atomically

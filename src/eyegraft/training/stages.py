@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from eyegraft.config import Part, Recipe, Settings, configured
+from eyegraft.config import Part, Recipe, Settings
 from eyegraft.console import progress, track
 from eyegraft.data.batches import Examples, derived_seed
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import EncodedText
 from eyegraft.errors import DataError, RecipeError
 from eyegraft.model import Graft, assemble
+from eyegraft.registry import configured
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import disk_errors, find_checkpoint, load_weights, read_config
 from eyegraft.training.loop import StageData, StageTrainer, with_state
@@ -151,21 +152,14 @@ def _train_stage(run: Run, stage: str, data: PreparedData) -> None:
     log.info("stage %s%s\n%s", stage, f" from {start}" if start is not None and latest is None else "", plan.table())
     run.facts["device"] = str(fabric.device)
     run.note_stage(stage, status="running", trainable=plan_rows(plan.rows))
-    trainer = StageTrainer(
-        recipe,
-        stage,
-        folder,
-        fabric,
-        model,
-        objective,
-        task,
-        plan,
-        stage_data(recipe, model, task, data),
-        open_trackers(recipe, run.folder, stage),
-        [name for name in lineage if name != stage],
-    )
-    log.info("%d steps, %s, %s; %.0f s to get ready", trainer.total_steps, fabric.device, settings.precision, time.monotonic() - started)
-    at = trainer.run(latest)
+    read = stage_data(recipe, model, task, data)
+    before = [name for name in lineage if name != stage]
+    with open_trackers(recipe, run.folder, stage) as trackers:
+        trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, read, trackers, before)
+        log.info(
+            "%d steps, %s, %s; %.0f s to get ready", trainer.total_steps, fabric.device, settings.precision, time.monotonic() - started
+        )
+        at = trainer.run(latest)
     best = {"epoch": at.best_epoch, "step": at.best_step, "metric": settings.early_stopping.metric, "value": at.best}
     run.note_stage(stage, status="finished", seconds=round(at.seconds, 1), steps=at.step, best=best)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,23 @@ class MetricsFile:
         self.rows += 1
 
 
-def open_trackers(recipe: Recipe, run: Path, stage: str) -> list[Callable[[Row], None]]:
-    """A function a tracker that the recipe asks for, each taking the rows of `metrics.jsonl`."""
-    trackers: list[Callable[[Row], None]] = []
-    if recipe.trackers.tensorboard:
-        trackers.append(_tensorboard(run / stage / "tensorboard"))
-    if recipe.trackers.wandb is not None:
-        trackers.append(_wandb(recipe, run, stage))
-    return trackers
+@contextmanager
+def open_trackers(recipe: Recipe, run: Path, stage: str) -> Iterator[list[Callable[[Row], None]]]:
+    """A function a tracker that the recipe asks for, each taking the rows of `metrics.jsonl`; closed with the stage."""
+    with ExitStack() as closing:
+        trackers: list[Callable[[Row], None]] = []
+        if recipe.trackers.tensorboard:
+            trackers.append(_tensorboard(run / stage / "tensorboard", closing))
+        if recipe.trackers.wandb is not None:
+            trackers.append(_wandb(recipe, run, stage, closing))
+        yield trackers
 
 
 def _numbers(row: Row) -> dict[str, float]:
     return {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key not in ("step", "epoch")}
 
 
-def _tensorboard(folder: Path) -> Callable[[Row], None]:
+def _tensorboard(folder: Path, closing: ExitStack) -> Callable[[Row], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -51,6 +54,7 @@ def _tensorboard(folder: Path) -> Callable[[Row], None]:
             "trackers.tensorboard=true, but tensorboard is not installed", "the extra `tensorboard`", "pip install 'eyegraft[tensorboard]'"
         ) from error
     writer = SummaryWriter(str(folder))
+    closing.callback(writer.close)
 
     def track(row: Row) -> None:
         for key, value in _numbers(row).items():
@@ -60,7 +64,7 @@ def _tensorboard(folder: Path) -> Callable[[Row], None]:
     return track
 
 
-def _wandb(recipe: Recipe, run: Path, stage: str) -> Callable[[Row], None]:
+def _wandb(recipe: Recipe, run: Path, stage: str, closing: ExitStack) -> Callable[[Row], None]:
     try:
         import wandb
     except ImportError as error:
@@ -69,6 +73,7 @@ def _wandb(recipe: Recipe, run: Path, stage: str) -> Callable[[Row], None]:
         ) from error
     options = {"project": recipe.experiment_name, "name": f"{run.name}-{stage}", **(recipe.trackers.wandb or {})}
     session = wandb.init(dir=str(run), config=recipe.plain(), resume="allow", id=f"{run.name}-{stage}", **options)
+    closing.callback(session.finish)
 
     def track(row: Row) -> None:
         session.log({f"{row['kind']}/{key}": value for key, value in _numbers(row).items()}, step=row["step"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from eyegraft.config import Positive, Strict
-from eyegraft.types import IGNORE, Batch, Tokens
+from eyegraft.types import Batch, Tokens
 
 
 class Config(Strict):
@@ -67,5 +66,5 @@ def input_dim(config: Config) -> int:
 
 
 def build(config: Config, *, in_dim: int) -> TinyGRU:
-    assert in_dim == config.width and IGNORE == -100
+    assert in_dim == config.width
     return TinyGRU(in_dim, config.dropout)

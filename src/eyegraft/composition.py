@@ -1,0 +1,282 @@
+"""From what a user typed to a recipe: Hydra composes the YAML files of `conf/`, the schema and the parts' own `Config`s validate.
+
+Every fault is reported at once, each with its config path, what was given, what is allowed and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from eyegraft.config import Recipe, Settings, overlay
+from eyegraft.errors import RecipeError, nearest
+from eyegraft.registry import kinds, module_of
+
+_ROOMS = {
+    "vision_encoder": "encoders",
+    "pooling": "connectors",
+    "connector": "connectors",
+    "fusion": "fusion",
+    "head": "heads",
+    "prepare": "prepare",
+}
+CONF = Path(__file__).parent / "conf"
+_conf_dirs: list[Path] = []
+
+
+def use_config_dir(folder: str) -> None:
+    """Look for the user's own recipes and options in `folder/recipe/*.yaml`, `folder/data/*.yaml` …, before ours."""
+    place = Path(folder).expanduser().resolve()
+    if not place.is_dir():
+        raise RecipeError(f"--config-dir {folder}: no such folder", "a folder with recipe/NAME.yaml in it", "check the path")
+    if place not in _conf_dirs:
+        _conf_dirs.append(place)
+
+
+def group_names() -> set[str]:
+    return {path.name for conf in (CONF, *_conf_dirs) for path in conf.iterdir() if path.is_dir() and not path.name.startswith("_")}
+
+
+def recipe_files() -> dict[str, Path]:
+    """Every recipe that can be named, and the file that it stands in."""
+    return {path.stem: path for conf in (CONF, *_conf_dirs) for path in sorted((conf / "recipe").glob("*.yaml"))}
+
+
+def hydra_overrides(overrides: Sequence[str]) -> list[str]:
+    """What Hydra is given for what the user typed.
+
+    Keys become forced (`key=v` -> `++key=v`) so that validation, not Hydra's first refusal, names *all* unknown ones at once. A value that
+    Hydra's grammar has no letters for (Korean, a question mark after a word, an apostrophe) is plain text and is quoted for it.
+    """
+    groups = group_names()
+    given = [
+        text
+        if text[:1] in "+~-" or "=" not in text or text.split("=", 1)[0].split("@")[0] in groups or text.startswith("hydra")
+        else f"++{text}"
+        for text in overrides
+    ]
+    given = [text if _readable(text) else _quoted(text) for text in given]
+    return [*given, f"hydra.searchpath=[{','.join(_in_quotes(f'file://{place}') for place in _conf_dirs)}]"] if _conf_dirs else given
+
+
+def _readable(text: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException:
+        return False
+    return True
+
+
+def _quoted(text: str) -> str:
+    """`key=안녕` as `key="안녕"`, and `key=가,나` (a sweep) with each part quoted. Lists, mappings and what is quoted already stay."""
+    key, _, value = text.partition("=")
+    if not value or value[0] in "\"'[{":
+        return text
+    return f"{key}={','.join(_in_quotes(part) for part in re.split(r',(?! )', value))}"
+
+
+def _in_quotes(value: str) -> str:
+    """In Hydra's double quotes: a backslash is itself, but where a quote follows it must be doubled."""
+    escaped = re.sub(r'(\\*)"', lambda match: match[1] * 2 + '\\"', value)
+    return '"' + re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped) + '"'
+
+
+def stop_at_unknown_recipe(overrides: Sequence[str]) -> None:
+    """Raise a `RecipeError` unless the overrides choose a recipe that there is (or several, for a sweep)."""
+    chosen = [text.split("=", 1)[1] for text in overrides if text.startswith("recipe=")]
+    known = recipe_files()
+    if not chosen:
+        raise RecipeError("no recipe", f"recipe=NAME with one of {', '.join(sorted(known))}")
+    for name in chosen[-1].split(","):
+        if name not in known:
+            raise RecipeError(f"recipe={name}", f"recipe=NAME with one of {', '.join(sorted(known))}", nearest(name, known))
+        lines = known[name].read_text(encoding="utf-8").lstrip("\ufeff").splitlines() or [""]
+        if lines[0].replace(" ", "") != "#@package_global_":
+            raise RecipeError(
+                f"{known[name]}: the first line is {lines[0]!r}",
+                "# @package _global_",
+                "put that line first; without it the keys land under `recipe`",
+            )
+
+
+def register_defaults() -> None:
+    """Show Hydra the schema's own defaults, so that they are typed once and `show` prints every key."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    plain = {name: item.get_default(call_default_factory=True) for name, item in Recipe.model_fields.items() if not item.is_required()}
+    dumped = {name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in plain.items()}
+    store.store(name="schema", node={**dumped, "train": Settings().model_dump(mode="json")})
+
+
+def compose(overrides: Sequence[str]) -> Any:
+    """Compose `conf/config.yaml` with overrides as typed on the command line, into an OmegaConf object.
+
+    Raises:
+        RecipeError: there is no such recipe or option, or a value cannot be parsed.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    stop_at_unknown_recipe(overrides)
+    register_defaults()
+    try:
+        with initialize_config_module("eyegraft.conf", version_base="1.3"):
+            return hydra_compose("config", overrides=hydra_overrides(overrides))
+    except MissingConfigException as error:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = sorted(error.options or [])
+        raise RecipeError(f"{group}={name}", f"one of {', '.join(options)}", nearest(name, options)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RecipeError(
+            "; ".join(lines[:4]), "overrides such as train.epochs=3 or connector=prefix", "`eyegraft show recipe=NAME` prints every key"
+        ) from error
+
+
+def to_plain(composed: Any) -> dict[str, Any]:
+    """An OmegaConf object as plain data, interpolations resolved.
+
+    Raises:
+        RecipeError: a value that must be given is missing, or an interpolation leads nowhere.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        plain: Any = OmegaConf.to_container(composed, resolve=True) if not missing else {}
+    except OmegaConfBaseException as error:
+        raise RecipeError(str(error).splitlines()[0], "interpolations such as ${seed}", "check the recipe's ${…}") from error
+    if missing:
+        fix = " ".join(f"{key}=…" for key in missing)
+        raise RecipeError(f"no value for {', '.join(missing)}", "a value for each key that the recipe leaves open", fix)
+    return {str(key): value for key, value in plain.items()}
+
+
+def validate(plain: Mapping[str, Any]) -> Recipe:
+    """Turn plain data into a recipe, or raise one `RecipeError` that lists every fault."""
+    faults: list[str] = []
+    recipe: Recipe | None = None
+    try:
+        recipe = Recipe.model_validate(plain)
+    except ValidationError as error:
+        faults += [_fault((), detail, Recipe) for detail in error.errors()]
+    stages = plain.get("stages")
+    train = plain.get("train")
+    if isinstance(train, Mapping):
+        faults += _part_faults(("train", "objective"), "objectives", train.get("objective"))
+    if isinstance(stages, Mapping) and isinstance(train, Mapping):
+        inherited = train if _model_faults((), Settings, train) else Settings.model_validate(train).model_dump(exclude_unset=True)
+        above = {fault.removeprefix("train.") for fault in faults}  # said once, where it stands
+        for name, stage in stages.items():
+            if isinstance(stage, Mapping):
+                whole = _model_faults((), Settings, overlay(inherited, stage))
+                faults += [f"stages.{name}.{fault}" for fault in whole if fault not in above]
+                faults += _part_faults(("stages", str(name), "objective"), "objectives", stage.get("objective"))
+    for place, room in _ROOMS.items():
+        faults += _part_faults((place,), room, plain.get(place))
+    tasks = plain.get("tasks")
+    for name, part in tasks.items() if isinstance(tasks, Mapping) else ():
+        faults += _part_faults(("tasks", str(name)), "tasks", part)
+    if recipe is not None and not faults:
+        faults += _cross_faults(recipe)
+    if faults or recipe is None:
+        raise RecipeError(
+            f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in the recipe:\n" + "\n".join(f"  - {fault}" for fault in faults),
+            fix="`eyegraft show recipe=NAME` prints every key with its value",
+        )
+    return recipe
+
+
+def load_recipe(name: str, *overrides: str) -> Recipe:
+    """Compose and validate a recipe: `load_recipe("demo", "train.epochs=2")`."""
+    return validate(to_plain(compose([f"recipe={name}", *overrides])))
+
+
+def _model_faults(place: tuple[str, ...], model: type[BaseModel], value: Mapping[str, Any]) -> list[str]:
+    try:
+        model.model_validate(dict(value))
+    except ValidationError as error:
+        return [_fault(place, detail, model) for detail in error.errors()]
+    return []
+
+
+def _part_faults(place: tuple[str, ...], room: str, value: Any) -> list[str]:
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+        return []  # None, or a shape that the schema itself complains of
+    available = kinds(room)
+    if value["kind"] not in available:
+        hint = nearest(value["kind"], available)
+        return [
+            f"{'.'.join(place)}.kind: given {value['kind']!r}; expected one of {', '.join(sorted(available))}"
+            + (f"; {hint}" if hint else "")
+        ]
+    config: type[BaseModel] = module_of(room, value["kind"]).Config
+    return _model_faults(place, config, {str(key): item for key, item in value.items() if key != "kind"})
+
+
+def _cross_faults(recipe: Recipe) -> list[str]:
+    """Faults between keys that are each right alone."""
+    faults = []
+    parts = {"vision_encoder", "pooling", "connector", "fusion", "head"}
+    for name in recipe.stages:
+        stage = recipe.stage(name)
+        if stage.task is None and len(recipe.tasks) > 1:
+            faults.append(f"stages.{name}.task: missing; expected one of {', '.join(recipe.tasks)}")
+        if stage.task is not None and stage.task not in recipe.tasks:
+            faults.append(
+                f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}{_hint(stage.task, recipe.tasks)}"
+            )
+        for part in stage.tune:
+            if part not in parts:
+                faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(sorted(parts))}{_hint(part, parts)}")
+    if recipe.run_stages != "all":
+        for name in recipe.run_stages:
+            if name not in recipe.stages:
+                faults.append(f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}{_hint(name, recipe.stages)}")
+    return faults
+
+
+def _hint(name: str, candidates: Iterable[str]) -> str:
+    hint = nearest(name, candidates)
+    return f"; {hint}" if hint else ""
+
+
+def _fault(place: tuple[str, ...], detail: ErrorDetails, model: type[BaseModel]) -> str:
+    """One pydantic fault as `path: given …; expected …; did you mean …`."""
+    where = tuple(str(item) for item in detail["loc"])
+    path = ".".join((*place, *where)) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        fields = _fields_at(model, where[:-1])
+        expected = f"one of {', '.join(sorted(fields))}" if fields else "no keys here"
+        return f"{path}: unknown key; expected {expected}{_hint(where[-1], fields)}"
+    if detail["type"] == "missing":
+        return f"{path}: missing; expected a value"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{path}: given {detail.get('input')!r}; expected {message}"
+
+
+def _fields_at(model: type[BaseModel], where: Sequence[str]) -> list[str]:
+    """The keys that the schema allows at a path (through optional and mapping types)."""
+    from typing import get_args
+
+    current: Any = model
+    for step in where:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            if step not in current.model_fields:
+                continue  # a union's branch name in pydantic's path
+            current = current.model_fields[step].annotation
+        models = [item for item in (current, *get_args(current)) if isinstance(item, type) and issubclass(item, BaseModel)]
+        current = models[0] if models else current
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []

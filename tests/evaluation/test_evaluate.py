@@ -1,0 +1,239 @@
+"""What a result holds, and that what it says of blank images is true."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import tiny
+from cli.running import TESTS, contents, kept_registry, read_table, write_table
+from eyegraft import evaluate, load_recipe, train
+from eyegraft.composition import use_config_dir
+from eyegraft.errors import DataError
+from eyegraft.evaluation.baselines import shuffled
+from eyegraft.registry import use_plugin
+from eyegraft.tasks.caption import CaptionTask
+from eyegraft.types import Sample
+
+FIELDS = {"schema", "recipe", "task", "split", "held_out", "num_samples", "data", "checkpoint", "seed", "prompt", "decoding"}
+FIELDS |= {"signature", "versions", "num_resamples", "systems", "differences", "conclusions", "samples", "seconds"}
+SYSTEMS = ["model", "blank_image", "shuffled_image", "most_frequent", "nearest_neighbour"]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EYEGRAFT_CACHE", str(tmp_path / "cache"))
+    use_plugin("tinyparts")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("evaluate")
+    tiny.shapes(root / "data", {"train": 9, "val": 3, "test": 7})
+    places = (f"data.base_dir={root / 'data'}", f"run_root={root / 'runs'}")
+    short = ("stages.warm.epochs=2", "stages.finetune.epochs=1", "evaluation.num_resamples=200")
+    with kept_registry():
+        use_plugin("tinyparts")
+        use_config_dir(str(TESTS / "tinyparts" / "conf"))
+        return train(load_recipe("tiny", *places, *short, "data.held_out.test=pictures of other sizes"))
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run, so that no test reads what another one wrote."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def data_of(run: Path) -> Path:
+    return Path(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]["base_dir"])
+
+
+def test_result_has_every_field(run: Path) -> None:
+    results = evaluate(run)
+    assert list(results) == ["test"], "the recipe's evaluation.splits"
+    result = results["test"]
+    assert result == json.loads((run / "evaluation" / "test.json").read_text(encoding="utf-8"))
+    assert set(result) >= FIELDS
+    assert (result["schema"], result["recipe"], result["task"], result["split"]) == (1, "tiny", "caption", "test")
+    assert (result["held_out"], result["num_samples"], result["seed"]) == ("pictures of other sizes", 7, 0)
+    assert result["prompt"] == "Shape:"
+    assert result["decoding"] == {"max_new_tokens": 24, "num_beams": 1, "do_sample": False, "template": "auto"}
+    assert result["signature"], "metrics say their version"
+    assert set(result["data"]) == {"name", "about", "sha256"}
+    assert result["data"]["sha256"] == json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]["splits"]["test"]["sha256"]
+    assert result["checkpoint"]["path"] == "finetune/best"
+    assert result["checkpoint"]["lineage"] == ["warm", "finetune"]
+    assert len(result["checkpoint"]["sha256"]) == 64
+    assert {"python", "torch", "eyegraft"} <= set(result["versions"])
+    assert list(result["systems"]) == SYSTEMS
+    assert list(result["differences"]) == SYSTEMS[1:]
+    assert len(result["conclusions"]) == 4
+
+
+def test_samples_file(run: Path) -> None:
+    result = evaluate(run)["test"]
+    table = read_table(run / "evaluation" / result["samples"])
+    assert [row["id"] for row in table] == [f"test/{n}" for n in range(12, 19)]
+    for row in table:
+        assert list(row["answers"]) == SYSTEMS
+        assert Path(row["image"]).is_file()
+        assert row["references"]
+        assert set(row["scores"]) == set(result["differences"]["blank_image"])
+    for name, values in result["systems"]["model"].items():
+        if name in table[0]["scores"]:
+            assert math.fsum(row["scores"][name] for row in table) / 7 == pytest.approx(values["value"])
+    train = {reference["caption"] for reference in read_table(data_of(run) / "train.jsonl")}
+    assert {row["answers"]["nearest_neighbour"] for row in table} <= train
+    assert len({row["answers"]["most_frequent"] for row in table}) == 1
+
+
+def test_intervals_hold_their_value(run: Path) -> None:
+    result = evaluate(run)["test"]
+    for table in (result["systems"], result["differences"]):
+        for system, metrics in table.items():
+            for name, entry in metrics.items():
+                assert math.isfinite(entry["value"])
+                if entry["low"] is not None:
+                    assert entry["low"] - 1e-12 <= entry["value"] <= entry["high"] + 1e-12, (system, name)
+    assert result["systems"]["model"]["token_f1"]["low"] is not None
+    assert result["systems"]["model"]["bleu_4"]["low"] is None, "BLEU is no mean over samples, so it has no such interval"
+    for system, metrics in result["differences"].items():
+        for name, entry in metrics.items():
+            gap = result["systems"]["model"][name]["value"] - result["systems"][system][name]["value"]
+            assert entry["value"] == pytest.approx(gap)
+
+
+def test_same_again(run: Path) -> None:
+    first, second = (evaluate(run)["test"] | {"seconds": 0} for _ in range(2))
+    assert first == second
+
+
+def test_named_splits_and_stage(run: Path) -> None:
+    results = evaluate(run, splits=["val", "train"], stage="warm")
+    assert list(results) == ["val", "train"]
+    assert {result["checkpoint"]["path"] for result in results.values()} == {"warm/best"}
+    assert not (run / "evaluation" / "test.json").exists()
+    train = results["train"]["systems"]["nearest_neighbour"]["exact_match"]
+    assert train["value"] == 1, "every training picture is its own nearest neighbour"
+    with pytest.raises(DataError, match="no split 'vall'") as caught:
+        evaluate(run, splits=["vall"])
+    assert "did you mean 'val'?" in caught.value.fix
+
+
+# ── another table ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def other_table(folder: Path, name: str) -> Path:
+    """A CSV of three new pictures beside it, one with a text that begins like another's."""
+    for number, colour in enumerate(("red", "blue", "green")):
+        tiny.picture(folder / f"{number}.png", colour, "circle", side=80 + number)
+    lines = [f"{folder / f'{n}.png'},a {colour} circle,other/{n},o{n}" for n, colour in enumerate(("red", "blue", "green"))]
+    (folder / name).write_text("\n".join(["image,caption,id,group", *lines]) + "\n", encoding="utf-8")
+    return folder / name
+
+
+def test_another_table(run: Path, tmp_path: Path) -> None:
+    evaluate(run)
+    before = contents(run / "evaluation")
+    results = evaluate(run, table=str(other_table(tmp_path / "new", "their data.csv")))
+    assert list(results) == ["their_data"]
+    result = results["their_data"]
+    assert (result["num_samples"], result["held_out"]) == (3, "")
+    assert list(result["systems"]) == SYSTEMS, "the recipe's training split still gives the baselines"
+    assert json.loads((run / "evaluation" / "their_data.json").read_text(encoding="utf-8")) == result
+    assert before.items() <= contents(run / "evaluation").items(), "what was evaluated before stays"
+
+
+@pytest.mark.parametrize("name", ["test.csv", "train.csv"])
+def test_another_table_that_is_called_like_a_split(run: Path, tmp_path: Path, name: str) -> None:
+    evaluate(run)
+    before = contents(run / "evaluation")
+    ((split, result),) = evaluate(run, table=str(other_table(tmp_path / "new", name))).items()
+    assert split == f"{Path(name).stem}-other"
+    assert result["held_out"] == "", "what is said of the recipe's own split is not said of this one"
+    assert before.items() <= contents(run / "evaluation").items()
+
+
+def test_another_table_with_training_pictures_is_a_leak(run: Path, tmp_path: Path) -> None:
+    table = read_table(data_of(run) / "train.jsonl")
+    mixed = write_table(tmp_path / "mixed.jsonl", [{**row, "image": str(data_of(run) / row["image"])} for row in table[:2]])
+    with pytest.raises(DataError, match="leak between splits"):
+        evaluate(run, table=str(mixed))
+
+
+def test_another_table_where_the_recipe_cuts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tiny.shapes(tmp_path / "data", {"all": 9})
+    use_config_dir(str(TESTS / "tinyparts" / "conf"))
+    cut = "data.split={table: all.jsonl, fractions: {train: 0.6, val: 0.2, test: 0.2}}"
+    words = (cut, "~data.tables", f"data.base_dir={data}", f"run_root={tmp_path / 'runs'}", "run_stages=[warm]", "stages.warm.epochs=1")
+    made = train(load_recipe("tiny", *words))
+    with caplog.at_level(logging.WARNING, logger="eyegraft"):
+        result = evaluate(made, table=str(other_table(tmp_path / "new", "other.csv")))["other"]
+    assert list(result["systems"]) == SYSTEMS[:3]
+    assert "no training split, so no baseline most_frequent" in caplog.text
+    assert set(evaluate(made)) == {"test"}
+
+
+# ── baselines, and what is said of them ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def sample(number: int, reference: str) -> Sample:
+    return Sample(str(number), Path(f"{number}.png"), f"prompt {number}", (reference,))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shuffled_images_have_no_fixed_points(seed: int) -> None:
+    samples = [sample(n, f"answer {n % 3}") for n in range(10)]
+    by_image = {item.image: item for item in samples}
+    moved = shuffled(samples, seed)
+    assert moved == shuffled(samples, seed)
+    for before, after in zip(samples, moved, strict=True):
+        assert (after.id, after.prompt, after.references) == (before.id, before.prompt, before.references)
+        assert after.image != before.image
+        assert by_image[after.image].references != before.references
+
+
+def test_shuffled_images_of_equal_references_still_move() -> None:
+    samples = [sample(n, "the same") for n in range(4)]
+    assert all(before.image != after.image for before, after in zip(samples, shuffled(samples, 0), strict=True))
+    with pytest.raises(DataError, match="1 sample to shuffle"):
+        shuffled(samples[:1], 0)
+
+
+def test_model_that_ignores_the_image_is_said_not_to_beat_blank_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyparts.heads.tiny_gru import TinyGRU
+
+    monkeypatch.setattr(TinyGRU, "_start", lambda self, tokens: torch.zeros(1, tokens.values.shape[0], tokens.values.shape[2]))
+    result = evaluate(run)["test"]
+    answers = [row["answers"] for row in read_table(run / "evaluation" / "test.samples.jsonl")]
+    assert all(row["model"] == row["blank_image"] == row["shuffled_image"] for row in answers)
+    for name in ("blank", "shuffled"):
+        (sentence,) = [text for text in result["conclusions"] if f"{name} images" in text]
+        assert sentence.startswith(f"The model cannot be told apart from the same model on {name} images on exact_match: +0.000 [")
+        assert all(entry == {"value": 0, "low": 0, "high": 0} for entry in result["differences"][f"{name}_image"].values())
+
+
+def test_model_that_reads_the_image_is_said_to_beat_blank_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def oracle(self: CaptionTask, head: Any, tokens: Any, batch: Any) -> list[str]:
+        seen = [bool(pixels.any()) for pixels in batch.inputs["image"]]
+        return [item.references[0] if sees else "nothing" for item, sees in zip(batch.samples, seen, strict=True)]
+
+    monkeypatch.setattr(CaptionTask, "answer", oracle)
+    result = evaluate(run)["test"]
+    assert result["conclusions"][0] == "The model beats the same model on blank images on exact_match by +1.000 [+1.000, +1.000]."
+    assert result["systems"]["model"]["exact_match"] == {"value": 1, "low": 1, "high": 1}
+
+
+def test_fewer_baselines(run: Path) -> None:
+    plain = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    plain["evaluation"]["baselines"] = ["most_frequent"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True), encoding="utf-8")
+    assert list(evaluate(run)["test"]["systems"]) == ["model", "most_frequent"]

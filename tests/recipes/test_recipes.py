@@ -1,0 +1,106 @@
+"""Every recipe is run from preparation to report through the real command line: its own data in small, its models in miniature."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.running import read_table, run, trained, write_table
+from eyegraft.composition import CONF, load_recipe, recipe_files
+from eyegraft.config import Recipe
+
+NUM_RECIPES = 1
+
+# What turns a recipe into its twin: folders -> overrides. A new recipe needs one here, and NUM_RECIPES one more.
+TWINS: dict[str, Callable[[Any], list[str]]] = {
+    "demo": lambda folders: [
+        "vision_encoder=siglip_base",
+        f"vision_encoder.model={folders.vision('siglip')}",
+        "head=prefix_lm",
+        f"head.model={folders.lm('llama')}",
+    ],
+}
+SHORT = ("train.epochs=1", "train.batch_size=4", "num_threads=1", "evaluation.num_resamples=100", "evaluation.batch_size=8")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in (CONF / "recipe").rglob("*.yaml"))
+
+
+def test_no_recipe_is_left_out() -> None:
+    assert names() == sorted(recipe_files()), "a recipe lies directly in conf/recipe"
+    assert len(names()) == NUM_RECIPES, f"{len(names())} recipes, {NUM_RECIPES} counted here: {', '.join(names())}; count the new one"
+    assert set(TWINS) == set(names()), f"without a twin: {set(names()) - set(TWINS)}; twins of nothing: {set(TWINS) - set(names())}"
+
+
+@pytest.mark.parametrize("name", names())
+def test_recipe_is_whole(name: str) -> None:
+    recipe = load_recipe(name)
+    assert isinstance(recipe, Recipe)
+    assert recipe.recipe == name
+    assert recipe.title, "`eyegraft recipes` shows it"
+    assert recipe.data.about, "reports say what the pictures are"
+    assert set(recipe.evaluation.splits) <= set(recipe.data.held_out), "each evaluated split says what held out means there"
+    text = (CONF / "recipe" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# @package _global_\n# "), "the second line says in a sentence what the recipe is"
+
+
+@pytest.mark.parametrize("name", names())
+def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("EYEGRAFT_CACHE", str(tmp_path / "cache"))
+    words = [f"recipe={name}", *TWINS[name](folders), *SHORT]
+
+    prepared = run("prepare", f"recipe={name}", cwd=tmp_path)
+    assert prepared.returncode == 0, prepared.stderr
+    place = Path(prepared.stdout.strip())
+    manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+    recipe = load_recipe(name)
+    for split, table in recipe.data.tables.items():
+        found = read_table(place / table)
+        assert len(found) == manifest["rows"][split]
+        write_table(place / table, found[:: max(1, len(found) // 8)][:8])
+
+    looked_over = run("doctor", *words, cwd=tmp_path)
+    assert looked_over.returncode == 0, looked_over.stderr
+    assert "every trainable tensor got a gradient" in looked_over.stdout
+
+    folder = tmp_path / trained(run("train", *words, cwd=tmp_path))
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert facts["finished"] is True
+    assert set(facts["stages"]) == set(recipe.stages)
+    assert facts["quarantined"] == {}
+
+    evaluated = run("evaluate", str(folder), cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    for split in recipe.evaluation.splits:
+        result = json.loads((folder / "evaluation" / f"{split}.json").read_text(encoding="utf-8"))
+        assert result["num_samples"] == 8
+        assert result["held_out"] == recipe.data.held_out[split]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert recipe.title in page
+
+    image = read_table(folder / "evaluation" / f"{recipe.evaluation.splits[0]}.samples.jsonl")[0]["image"]
+    answered = run("predict", str(folder), image, "--json", cwd=tmp_path)
+    assert json.loads(answered.stdout)["image"] == image
+    assert yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["recipe"] == name
+
+
+def test_prepared_again_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    manifests = []
+    for _ in range(2):
+        place = Path(run("prepare", "recipe=demo", cwd=tmp_path).stdout.strip())
+        manifests.append((place / "manifest.json").read_text(encoding="utf-8"))
+    assert manifests[0] == manifests[1]
+
+
+def test_recipe_without_data_of_its_own_says_so(tmp_path: Path) -> None:
+    done = run("prepare", "recipe=demo", "prepare=null", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has no `prepare`" in done.stderr
