@@ -105,3 +105,12 @@ def make_graft(plain_recipe: Callable[..., dict[str, Any]]) -> Callable[..., Any
         return recipe, assemble(recipe)
 
     return made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[Any]:
+    """Where everything is installed (`EYEGRAFT_REQUIRE_ALL=1`), a skipped test is a failed one. Data from elsewhere may be missing."""
+    report = yield
+    if report.skipped and os.environ.get("EYEGRAFT_REQUIRE_ALL") == "1" and "EYEGRAFT_TEST_DATA" not in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", f"{item.nodeid} was skipped: {report.longrepr}"
+    return report
