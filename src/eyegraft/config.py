@@ -99,7 +99,7 @@ class Data(Strict):
     columns: Columns = Columns()
     held_out: dict[str, str] = {}
     max_bad_fraction: Fraction = 0.01
-    max_pixels: Positive = 100_000_000
+    max_pixels: Positive = 89_478_485  # Pillow's own limit for a picture that is no decompression bomb
     check: Literal["decode", "header"] = "decode"
     num_workers: NonNegative = 0
 
@@ -182,12 +182,12 @@ class EarlyStopping(Strict):
 
     Attributes:
         metric: `val_loss`, or `val_` and a metric of the task such as `val_exact_match` (then answers are made after each epoch).
-        mode: whether lower or higher is better.
+        mode: whether lower (`min`) or higher (`max`) is better; `auto` asks the metric.
         patience: epochs without a better value after which the stage ends; None: never.
     """
 
     metric: str = "val_loss"
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["auto", "min", "max"] = "auto"
     patience: Positive | None = None
 
 
@@ -265,6 +265,10 @@ class Evaluation(Strict):
     num_resamples: Positive = 2000
 
 
+BESIDE_THE_RESULT = ("run_root", "trackers", "run_stages")
+"""Keys of a recipe that may change between one command and the next on the same run."""
+
+
 class Recipe(Strict):
     """One recipe, whole. See `conf/` for the files that it is composed from.
 
@@ -321,8 +325,8 @@ class Recipe(Strict):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the result; where the run is kept does not."""
-        plain = {key: value for key, value in self.plain().items() if key not in ("run_root", "trackers")}
+        """SHA-256 of all that decides the result. Where the run is kept does not, nor which of its stages run now."""
+        plain = {key: value for key, value in self.plain().items() if key not in BESIDE_THE_RESULT}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

@@ -167,7 +167,8 @@ def test_sweep_runs_each_combination(root: Path, tmp_path: Path) -> None:
     assert len(set(runs)) == 4
     recipes = [yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")) for run in runs]
     assert {(recipe["seed"], recipe["connector"]["kind"]) for recipe in recipes} == {(1, "mlp"), (1, "prefix"), (2, "mlp"), (2, "prefix")}
-    assert all(json.loads((run / "run.json").read_text(encoding="utf-8"))["finished"] for run in runs)
+    stages = [json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"] for run in runs]
+    assert [{name: facts["status"] for name, facts in run.items()} for run in stages] == [{"warm": "finished"}] * 4
     assert {path.name for path in tmp_path.iterdir()} <= {"data", "runs", "cache"}, "Hydra leaves nothing of its own in the working folder"
     assert not list(tmp_path.rglob(".hydra"))
 

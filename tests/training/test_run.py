@@ -19,7 +19,7 @@ from cli.running import TESTS, Interrupted, kept_registry, read_table, rows, sma
 from eyegraft import evaluate, load_recipe, load_run, train
 from eyegraft.composition import use_config_dir
 from eyegraft.config import Recipe
-from eyegraft.errors import RunError
+from eyegraft.errors import RecipeError, RunError
 from eyegraft.registry import use_plugin
 
 Make = Callable[..., Recipe]
@@ -242,8 +242,35 @@ def test_early_stopping_on_the_loss(data: Path, tmp_path: Path) -> None:
     validations = [row for row in rows(run) if row["kind"] == "val"]
     assert len(validations) == 3, "the first epoch is the best, and two more were allowed"
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    assert facts["finished"] is True
+    assert facts["stages"]["warm"]["status"] == "finished"
+    assert facts["finished"] is False, "the recipe has another stage, which was not asked for"
     assert facts["stages"]["warm"]["best"]["epoch"] == 0
+
+
+def test_stages_one_command_at_a_time(data: Path, tmp_path: Path) -> None:
+    """`run_stages` says which stages run now; they share one run, and give what one command for all gives."""
+    quick = ("stages.warm.epochs=1", "stages.finetune.epochs=1")
+    whole = train(tiny_recipe(data, tmp_path / "whole", *quick))
+    with pytest.raises(RunError, match="starts from 'warm', which this run has not trained"):
+        train(tiny_recipe(data, tmp_path / "apart", *quick, "run_stages=[finetune]"))
+    first = train(tiny_recipe(data, tmp_path / "apart", *quick, "run_stages=[warm]"))
+    second = train(tiny_recipe(data, tmp_path / "apart", *quick, "run_stages=[finetune]"))
+    assert first == second
+    assert json.loads((first / "run.json").read_text(encoding="utf-8"))["finished"]
+    assert apart(weights(first, "finetune"), weights(whole, "finetune")) == 0
+
+
+def test_the_direction_of_a_metric_is_its_own(data: Path, tmp_path: Path) -> None:
+    """A metric that is better when higher never chooses its worst epoch."""
+    run = train(tiny_recipe(data, tmp_path, "stages.warm.epochs=4", "train.early_stopping.metric=val_token_f1", "run_stages=[warm]"))
+    values = [row["val_token_f1"] for row in rows(run) if row["kind"] == "val"]
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]["warm"]["best"]["value"] == max(values)
+
+
+def test_a_fault_in_the_last_stage_is_found_before_the_first_trains(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"stages\.finetune\.early_stopping\.metric='val_accuracy'"):
+        train(tiny_recipe(data, tmp_path, "stages.finetune.early_stopping.metric=val_accuracy"))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 def test_early_stopping_on_answers(data: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class PrefixLM(nn.Module):
         settings = GenerationConfig(
             do_sample=False,
             num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(1, min(max_new_tokens, self.context_length - values.shape[1])),
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )

@@ -104,6 +104,7 @@ class StageTrainer:
         self.settings: Settings = recipe.stage(stage)
         self.trackers, self.lineage = list(trackers), list(lineage)
         self.at = Position()
+        self.higher_is_better = watched_direction(self.settings, stage, task, data.val_samples)
         self.step_module, self.optimizer = fabric.setup(
             LossStep(model, objective), torch.optim.AdamW([{**group} for group in plan.groups], betas=self.settings.betas)
         )
@@ -121,9 +122,7 @@ class StageTrainer:
 
         Raises:
             TrainingError: the plan is not what trains, or the loss is not finite.
-            RecipeError: early stopping watches what validation does not give.
         """
-        self._check_early_stopping()
         if resume_from is not None:
             self._restore(resume_from)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.at.rows)
@@ -134,21 +133,6 @@ class StageTrainer:
             while self.at.epoch < self.settings.epochs and self.at.step < self.total_steps and not self._stopped():
                 self._epoch(advance, lambda: before + time.monotonic() - started)
         return self.at
-
-    def _check_early_stopping(self) -> None:
-        """Before the first step, not after the first epoch."""
-        rule, place = self.settings.early_stopping, f"stages.{self.stage}.early_stopping"
-        if self.data.val is None:
-            if rule != EarlyStopping():
-                fix = "set data.tables.val or data.split.fractions.val"
-                raise RecipeError(f"{place} without validation data", "a split called val", fix)
-            return
-        known = ["val_loss"]
-        if rule.metric != "val_loss":
-            first = list(self.data.val_samples[:1])
-            known += [f"val_{name}" for name in self.task.score([sample.references[0] for sample in first], first).corpus]
-        if rule.metric not in known:
-            raise RecipeError(f"{place}.metric={rule.metric!r}", f"one of {', '.join(known)}", nearest(rule.metric, known))
 
     def _stopped(self) -> bool:
         patience = self.settings.early_stopping.patience
@@ -232,11 +216,11 @@ class StageTrainer:
                 raise TrainingError(
                     f"the validation loss of stage {self.stage!r} is {values['val_loss']} after step {at.step}",
                     "a finite loss",
-                    "lower train.learning_rate or set train.precision=32-true; the last checkpoint is whole",
+                    "lower train.learning_rate or set train.precision=32-true; `best` holds the last good weights",
                 )
             self._write({"kind": "val", "epoch": at.epoch, "step": at.step, **values, "seconds": round(at.seconds, 2)})
             value = values[rule.metric]
-            better = at.best is None or (value < at.best if rule.mode == "min" else value > at.best)
+            better = at.best is None or (value > at.best if self.higher_is_better else value < at.best)
             if better:
                 at.best = value
             log.info(
@@ -341,6 +325,27 @@ class StageTrainer:
         if scaler is not None and self.at.scaler is not None:
             scaler.load_state_dict(self.at.scaler)
         log.info("going on from %s: epoch %d, step %d", folder, self.at.epoch + 1, self.at.step)
+
+
+def watched_direction(settings: Settings, stage: str, task: Task, val_samples: Sequence[Sample]) -> bool:
+    """Whether the value that chooses the best checkpoint is better when higher. Asked before the first step, not after the first epoch.
+
+    Raises:
+        RecipeError: early stopping watches what validation does not give.
+    """
+    rule, place = settings.early_stopping, f"stages.{stage}.early_stopping"
+    if not val_samples:
+        if rule != EarlyStopping():
+            raise RecipeError(f"{place} without validation data", "a split called val", "set data.tables.val or data.split.fractions.val")
+        return False
+    directions = {"val_loss": False}
+    if rule.metric != "val_loss":
+        first = list(val_samples[:1])
+        scores = task.score([sample.references[0] for sample in first], first)
+        directions |= {f"val_{name}": scores.higher_is_better.get(name, True) for name in scores.corpus}
+    if rule.metric not in directions:
+        raise RecipeError(f"{place}.metric={rule.metric!r}", f"one of {', '.join(directions)}", nearest(rule.metric, directions))
+    return directions[rule.metric] if rule.mode == "auto" else rule.mode == "max"
 
 
 def with_state(objective: Any) -> dict[str, nn.Module]:

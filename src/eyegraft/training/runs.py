@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from eyegraft.composition import validate
-from eyegraft.config import Recipe
+from eyegraft.config import BESIDE_THE_RESULT, Recipe
 from eyegraft.data.samples import PreparedData
 from eyegraft.errors import RunError
 from eyegraft.training.checkpoints import find_checkpoint, write_atomically
@@ -132,7 +132,7 @@ def open_run(recipe: Recipe, *, resume: str | None = None, fresh: bool = False) 
                 "the recipe that the run was started with",
                 "drop the changed overrides, or start anew with --fresh",
             )
-        return run
+        return Run(run.folder, recipe, run.facts)
     home = Path(recipe.run_root).expanduser() / recipe.experiment_name
     if not fresh:
         for folder in sorted((path.parent for path in home.glob("*/run.json")), reverse=True):
@@ -196,7 +196,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b and key not in ("run_root", "trackers"):
+        elif a != b and key not in BESIDE_THE_RESULT:
             found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
     return found
 

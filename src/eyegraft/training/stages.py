@@ -15,12 +15,12 @@ from eyegraft.console import progress, track
 from eyegraft.data.batches import Examples, derived_seed
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import EncodedText
-from eyegraft.errors import DataError, RecipeError
+from eyegraft.errors import DataError, RecipeError, RunError
 from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import disk_errors, find_checkpoint, load_weights, read_config
-from eyegraft.training.loop import StageData, StageTrainer, with_state
+from eyegraft.training.loop import StageData, StageTrainer, watched_direction, with_state
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
 from eyegraft.tuning import make_plan
@@ -45,10 +45,11 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
         run.note_data(data)
         if data.quarantined:
             log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
+        read: dict[str, StageData] = {}
         for stage in recipe.stage_names:
             if not run.is_finished(stage):
-                _train_stage(run, stage, data)
-        run.facts["finished"] = all(run.is_finished(stage) for stage in recipe.stage_names)
+                _train_stage(run, stage, data, read)
+        run.facts["finished"] = all(run.is_finished(stage) for stage in recipe.stages)
         run.save()
     return run.folder
 
@@ -135,7 +136,13 @@ def stage_data(recipe: Recipe, model: Graft, task: Task, data: PreparedData) -> 
     return StageData(train, val, val_samples, tokenizer.pad_token_id, recipe.data.num_workers)
 
 
-def _train_stage(run: Run, stage: str, data: PreparedData) -> None:
+def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, StageData]) -> None:
+    """Train one stage to its end.
+
+    Args:
+        read: task -> its tokenised examples. Filled for all stages that are still to come, so that a fault in the last one's texts or
+            early stopping is found before the first one trains.
+    """
     recipe, settings, folder = run.recipe, run.recipe.stage(stage), run.folder / stage
     folder.mkdir(exist_ok=True)
     started, fabric = time.monotonic(), make_fabric(recipe, settings.precision)
@@ -143,19 +150,21 @@ def _train_stage(run: Run, stage: str, data: PreparedData) -> None:
     model = build_model(recipe)
     task = build_task(recipe, settings)
     objective = build_objective(task, settings)
-    start = latest or _start_of(run, stage)
+    start, lineage = (latest, read_config(latest)["lineage"][:-1]) if latest is not None else _start_of(run, stage)
     own = with_state(objective) if latest is not None else {}  # what an objective learned belongs to its stage
     saved = load_weights(start, model, own) if start is not None else set()
-    lineage = read_config(start)["lineage"] if start is not None else []
     torch.manual_seed(derived_seed("plan", recipe.seed, stage))
     plan = make_plan(model, settings, objective=objective, saved=saved)
     log.info("stage %s%s\n%s", stage, f" from {start}" if start is not None and latest is None else "", plan.table())
     run.facts["device"] = str(fabric.device)
     run.note_stage(stage, status="running", trainable=plan_rows(plan.rows))
-    read = stage_data(recipe, model, task, data)
-    before = [name for name in lineage if name != stage]
+    for later in recipe.stage_names[recipe.stage_names.index(stage) :]:
+        its_task = build_task(recipe, recipe.stage(later))
+        watched_direction(recipe.stage(later), later, its_task, data.splits.get("val", []))
+        if its_task.name not in read:
+            read[its_task.name] = stage_data(recipe, model, its_task, data)
     with open_trackers(recipe, run.folder, stage) as trackers:
-        trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, read, trackers, before)
+        trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, read[task.name], trackers, lineage)
         log.info(
             "%d steps, %s, %s; %.0f s to get ready", trainer.total_steps, fabric.device, settings.precision, time.monotonic() - started
         )
@@ -164,17 +173,30 @@ def _train_stage(run: Run, stage: str, data: PreparedData) -> None:
     run.note_stage(stage, status="finished", seconds=round(at.seconds, 1), steps=at.step, best=best)
 
 
-def _start_of(run: Run, stage: str) -> Path | None:
-    """The checkpoint that a stage starts from: the run that it names itself, or the stage before it, or the run that `train` names."""
-    named = run.recipe.stages[stage].get("init_from")
+def _start_of(run: Run, stage: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a stage starts from, and the stages behind it: the run that it names itself, or the stage before it, or, for the
+    recipe's first stage, the run that `train` names, or nothing.
+
+    Raises:
+        RunError: the stage before it has not been trained in this run.
+    """
+    stages = list(run.recipe.stages)
+    before = stages[: stages.index(stage)]
+    named = run.recipe.stages[stage].get("init_from") or (None if before else run.recipe.train.init_from)
     if named is not None:
-        return read_run(named).checkpoint()
-    before = list(run.recipe.stages)[: list(run.recipe.stages).index(stage)]
-    for name in reversed(before):
-        found = find_checkpoint(run.folder / name / "best")
-        if found is not None:
-            return found
-    return read_run(run.recipe.train.init_from).checkpoint() if run.recipe.train.init_from is not None else None
+        other = read_run(named)
+        path = other.checkpoint()
+        return path, [f"{other.folder.parent.name}/{other.folder.name}/{name}" for name in read_config(path)["lineage"]]
+    if not before:
+        return None, []
+    found = find_checkpoint(run.folder / before[-1] / "best")
+    if found is None or not run.is_finished(before[-1]):
+        raise RunError(
+            f"stage {stage!r} starts from {before[-1]!r}, which this run has not trained",
+            "the stages in their order, or a run to start from",
+            f"run_stages=[{before[-1]}] first, or +stages.{stage}.init_from=RUN",
+        )
+    return found, read_config(found)["lineage"]
 
 
 def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:

@@ -1,0 +1,177 @@
+"""Batches: their order and every random change are pure functions of the seed, the epoch and the place in the data."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from eyegraft.config import Augmentation
+from eyegraft.data.batches import Collate, Examples, batch_order, derived_seed, load_batches
+from eyegraft.data.text import EncodedText
+from eyegraft.types import IGNORE, Batch, ImageSpec, Sample
+
+SPEC = ImageSpec(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="squash")
+STRONG = Augmentation(rotation_degrees=20, translation=0.2, brightness=0.3, hue=0.2, flip=0.5)
+lengths = st.lists(st.integers(1, 50), min_size=1, max_size=40)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    folder = tmp_path_factory.mktemp("pictures")
+    names = [(colour, shape) for colour in ("red", "blue", "green") for shape in ("square", "circle", "triangle")]
+    return [Sample(f"s{n}", tiny.picture(folder / f"{n}.png", *name, side=20 + n)) for n, name in enumerate(names)]
+
+
+def examples(samples: list[Sample], augmentation: Augmentation | None = STRONG) -> Examples:
+    texts = [EncodedText(tuple(range(1, n + 2)), (IGNORE,) * n + (n + 1,)) for n in range(len(samples))]
+    return Examples(samples, texts, SPEC, augmentation)
+
+
+def pixels(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
+    return {sample.id: picture for batch in batches for sample, picture in zip(batch.samples, batch.inputs["image"], strict=True)}
+
+
+# ── order ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(lengths, st.integers(1, 9), st.integers(0, 5), st.integers(0, 3))
+def test_every_sample_once_an_epoch(lengths: list[int], batch_size: int, seed: int, epoch: int) -> None:
+    order = batch_order(lengths, batch_size, seed=seed, epoch=epoch)
+    assert sorted(place for batch in order for place in batch) == list(range(len(lengths)))
+    assert sorted((len(batch) for batch in order), reverse=True)[:-1] == [batch_size] * (len(order) - 1)
+
+
+@given(lengths, st.integers(1, 9), st.integers(0, 5))
+def test_the_longest_full_batch_comes_first(lengths: list[int], batch_size: int, seed: int) -> None:
+    order = batch_order(lengths, batch_size, seed=seed, epoch=0)
+    full = [max(lengths[place] for place in batch) for batch in order if len(batch) == batch_size]
+    if full:
+        assert len(order[0]) == batch_size
+        assert max(lengths[place] for place in order[0]) == max(full)
+
+
+def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
+    sizes = list(range(1, 60))
+    first = batch_order(sizes, 4, seed=1, epoch=2)
+    random.seed(5)
+    torch.manual_seed(5)
+    assert batch_order(sizes, 4, seed=1, epoch=2) == first
+    assert batch_order([1] * 59, 4, seed=1, epoch=2) == first, "lengths decide only what stands first in the first epoch"
+    assert batch_order(sizes, 4, seed=2, epoch=2) != first
+    assert batch_order(sizes, 4, seed=1, epoch=3) != first
+    before = random.getstate()
+    batch_order(sizes, 4, seed=1, epoch=0)
+    assert random.getstate() == before, "the global generator was touched"
+
+
+def test_the_order_is_the_same_on_every_machine() -> None:
+    """Written down once: a change of it would end the resumability of every run."""
+    assert batch_order([1] * 7, 3, seed=0, epoch=1) == [[0, 3, 5], [1, 6, 4], [2]]
+    assert derived_seed("a", 1) == 2057769193037142695
+
+
+@given(st.lists(st.integers() | st.text(max_size=3), max_size=4))
+def test_derived_seeds(parts: list[Any]) -> None:
+    assert 0 <= derived_seed(*parts) < 2**63
+    assert derived_seed(*parts) == derived_seed(*parts)
+    assert derived_seed(*parts) != derived_seed(*parts, 0)
+    torch.Generator().manual_seed(derived_seed(*parts))
+
+
+# ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_augmentation_does_not_depend_on_the_batch(samples: list[Sample]) -> None:
+    data = examples(samples)
+    order = [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
+    one = pixels(load_batches(data, order, pad_id=0, seed=(1, "stage", 0)))
+    other = pixels(load_batches(data, [[place] for place in reversed(range(9))], pad_id=0, seed=(1, "stage", 0)))
+    later = pixels(load_batches(data, order[1:], pad_id=0, seed=(1, "stage", 0)))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert all(torch.equal(one[key], later[key]) for key in later), "what a resumed epoch reads"
+
+
+def test_augmentation_depends_on_seed_stage_and_epoch(samples: list[Sample]) -> None:
+    data, order = examples(samples), [list(range(9))]
+    seen = [pixels(load_batches(data, order, pad_id=0, seed=seed)) for seed in ((1, "a", 0), (2, "a", 0), (1, "b", 0), (1, "a", 1))]
+    assert all(not torch.equal(seen[0][key], other[key]) for other in seen[1:] for key in seen[0])
+
+
+def test_without_a_seed_or_settings_nothing_is_random(samples: list[Sample]) -> None:
+    order = [list(range(9))]
+    still = pixels(load_batches(examples(samples, None), order, pad_id=0, seed=(1,)))
+    assert all(torch.equal(picture, still[key]) for key, picture in pixels(load_batches(examples(samples), order, pad_id=0)).items())
+    quiet = pixels(load_batches(examples(samples, Augmentation()), order, pad_id=0, seed=(1,)))
+    assert all(torch.equal(picture, still[key]) for key, picture in quiet.items())
+    loud = pixels(load_batches(examples(samples), order, pad_id=0, seed=(1,)))
+    assert all(not torch.equal(picture, still[key]) for key, picture in loud.items())
+
+
+def test_workers_change_nothing(samples: list[Sample]) -> None:
+    data, order = examples(samples), [[3, 1, 8], [0, 2, 4], [7, 5, 6]]
+    alone, helped = (list(load_batches(data, order, pad_id=0, seed=(1, 0), num_workers=number)) for number in (0, 2))
+    assert [[sample.id for sample in batch.samples] for batch in helped] == [[f"s{place}" for place in batch] for batch in order]
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.inputs["image"], other.inputs["image"])
+        assert torch.equal(one.input_ids, other.input_ids)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.text_mask, other.text_mask)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_leaves_the_global_generator_alone(samples: list[Sample], num_workers: int) -> None:
+    """Dropout after a resume must draw what it would have drawn."""
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    list(load_batches(examples(samples), [[0, 1]], pad_id=0, seed=(1,), num_workers=num_workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_picture_that_breaks_is_named(samples: list[Sample], tmp_path: Path, num_workers: int) -> None:
+    from eyegraft.errors import DataError
+
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    data = examples([*samples, Sample("bad", tmp_path / "broken.png")])
+    with pytest.raises(DataError, match=r"broken\.png"):
+        list(load_batches(data, [[9]], pad_id=0, num_workers=num_workers))
+
+
+# ── collation ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_texts_are_padded_on_the_right(samples: list[Sample]) -> None:
+    batch = next(iter(load_batches(examples(samples), [[0, 2, 1]], pad_id=77)))
+    assert batch.input_ids.tolist() == [[1, 77, 77], [1, 2, 3], [1, 2, 77]]
+    assert batch.labels.tolist() == [[1, IGNORE, IGNORE], [IGNORE, IGNORE, 3], [IGNORE, 2, IGNORE]]
+    assert batch.text_mask.tolist() == [[True, False, False], [True] * 3, [True, True, False]]
+    assert (batch.input_ids.dtype, batch.labels.dtype, batch.text_mask.dtype) == (torch.int64, torch.int64, torch.bool)
+    assert batch.inputs["image"].shape == (3, 3, 16, 16)
+    assert [sample.id for sample in batch.samples] == ["s0", "s2", "s1"]
+
+
+def test_texts_may_be_empty(samples: list[Sample]) -> None:
+    """An image alone, without a prompt."""
+    batch = Collate(0)(
+        [(samples[0], torch.zeros(3, 4, 4), EncodedText((), ())), (samples[1], torch.zeros(3, 4, 4), EncodedText((5,), (5,)))]
+    )
+    assert batch.text_mask.tolist() == [[False], [True]]
+    alone = Collate(0)([(samples[0], torch.zeros(3, 4, 4), EncodedText((), ()))])
+    assert alone.input_ids.shape == alone.labels.shape == alone.text_mask.shape == (1, 0)
+
+
+def test_a_batch_keeps_the_rest_when_one_thing_changes(samples: list[Sample]) -> None:
+    batch = next(iter(load_batches(examples(samples), [[0, 1]], pad_id=0)))
+    blank = batch.with_input("image", torch.zeros(2, 3, 16, 16))
+    assert not blank.inputs["image"].any()
+    assert batch.inputs["image"].any()
+    assert blank.input_ids is batch.input_ids
+    assert len(blank.to("cpu")) == 2
