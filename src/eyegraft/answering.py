@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from eyegraft.console import progress
-from eyegraft.data.batches import Examples, load_batches
+from eyegraft.data.batches import Examples, batches_in_order, load_batches
 from eyegraft.data.text import EncodedText
 from eyegraft.errors import DataError, shown
 from eyegraft.model import Graft
@@ -41,7 +41,7 @@ def answer_samples(
     texts = [task.encode(sample, tokenizer, learn=False) for sample in samples]
     _stop_at_long_prompts(model, samples, texts, device)
     examples = Examples(samples, texts, model.encoders["image"].image)  # type: ignore[arg-type]
-    order = [list(range(start, min(start + batch_size, len(samples)))) for start in range(0, len(samples), batch_size)]
+    order = batches_in_order(len(samples), batch_size)
     answers: list[str] = []
     with progress(label, len(samples)) as advance:
         for batch in load_batches(examples, order, pad_id=tokenizer.pad_token_id, num_workers=num_workers):

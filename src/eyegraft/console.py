@@ -7,7 +7,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from functools import cache
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 _PLAIN_SECONDS = 10.0
@@ -17,9 +18,27 @@ class Advance(Protocol):
     def __call__(self, done: int = 1, note: str = "") -> None: ...
 
 
+@cache
+def _terminal() -> Any:
+    """The one rich console of standard error: bars and log lines must share it, or they write over each other."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+class _BareLines(logging.StreamHandler[Any]):
+    """Log lines as bare text, above a bar where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream.isatty():
+            _terminal().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+        else:
+            super().emit(record)
+
+
 def setup_logging(level: int = logging.INFO) -> None:
-    """Our own log lines to the console as bare text; other libraries only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    """Our own log lines to standard error as bare text; other libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_BareLines(sys.stderr)])
     logging.getLogger("eyegraft").setLevel(level)
     logging.getLogger("httpx").setLevel(logging.ERROR)
 
@@ -28,7 +47,6 @@ def setup_logging(level: int = logging.INFO) -> None:
 def progress(label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
     """Show how far a long thing is: `with progress("decoding", 600) as advance: advance()`."""
     if sys.stderr.isatty():
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -38,7 +56,7 @@ def progress(label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
+        with Progress(*columns, console=_terminal()) as bar:
             task = bar.add_task(label, total=total, completed=done, note="")
 
             def advance(done: int = 1, note: str = "") -> None:

@@ -38,6 +38,11 @@ def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: in
     return batches
 
 
+def batches_in_order(count: int, batch_size: int) -> list[list[int]]:
+    """Positions 0 to count - 1 in batches, as validation and evaluation read them."""
+    return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+
+
 class Examples(Dataset[Item]):
     """Decodes and transforms one sample at a time. A key is (position, seed of its augmentation or None)."""
 

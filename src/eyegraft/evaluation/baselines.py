@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eyegraft.console import progress
-from eyegraft.data.batches import Examples, derived_seed, load_batches
+from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches
 from eyegraft.data.text import EncodedText
 from eyegraft.errors import DataError
 from eyegraft.model import Graft
@@ -69,7 +69,7 @@ def _features(model: Graft, samples: Sequence[Sample], batch_size: int, num_work
     device = next(encoder.parameters()).device
     nothing = EncodedText((0,), (0,))
     examples = Examples(samples, [nothing] * len(samples), encoder.image)  # type: ignore[arg-type]
-    order = [list(range(start, min(start + batch_size, len(samples)))) for start in range(0, len(samples), batch_size)]
+    order = batches_in_order(len(samples), batch_size)
     pooled = []
     with progress(label, len(samples)) as advance:
         for batch in load_batches(examples, order, pad_id=0, num_workers=num_workers):

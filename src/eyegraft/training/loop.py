@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from eyegraft.answering import answer_samples
 from eyegraft.config import EarlyStopping, Recipe, Settings
-from eyegraft.console import progress
-from eyegraft.data.batches import Examples, batch_order, derived_seed, load_batches
+from eyegraft.console import progress, track
+from eyegraft.data.batches import Examples, batch_order, batches_in_order, derived_seed, load_batches
 from eyegraft.errors import RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
@@ -201,8 +201,8 @@ class StageTrainer:
         assert self.metrics is not None
         self.metrics(row)
         self.at.rows = self.metrics.rows
-        for track in self.trackers:
-            track(row)
+        for tracker in self.trackers:
+            tracker(row)
 
     # ── the end of an epoch ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,7 +228,7 @@ class StageTrainer:
                 at.epoch + 1,
                 self.settings.epochs,
                 at.step,
-                _values(values),
+                _values({name: values[name] for name in dict.fromkeys(("val_loss", rule.metric))}),
                 "  best so far" if better else "",
             )
         at.epochs_without_better = 0 if better else at.epochs_without_better + 1
@@ -243,10 +243,10 @@ class StageTrainer:
     def _validate(self) -> dict[str, float]:
         assert self.data.val is not None
         self.step_module.eval()
-        count = len(self.data.val)
-        order = [list(range(start, min(start + self.settings.batch_size, count))) for start in range(0, count, self.settings.batch_size)]
+        order = batches_in_order(len(self.data.val), self.settings.batch_size)
         loss = tokens = 0.0
-        for batch in load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers):
+        batches = load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers)
+        for batch in track(batches, "validating", len(order)):
             sums, counts = self.step_module(Sealed(batch.to(self.fabric.device)))
             loss += float(sums.sum())
             tokens += float(counts.sum())
