@@ -365,6 +365,18 @@ def test_a_plugin_is_never_loaded_by_a_recipe(package: Callable[..., str], plain
         assert faults(plain, connector={"kind": kind})[0].startswith("connector.kind: given")
 
 
+def test_an_installed_package_offers_itself(package: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the entry point `eyegraft.plugins`: what the user installed needs no `--plugin`."""
+    package("offered_parts", {"connectors/__init__.py": "", "connectors/quiet.py": CONNECTOR})
+    assert "quiet" not in kinds("connectors")
+    facts = tmp_path / "site" / "offered-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[eyegraft.plugins]\noffered = offered_parts\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert "quiet" in kinds("connectors")
+
+
 def test_a_plugin_that_is_not_there() -> None:
     with pytest.raises(PartError, match="no_such_package"):
         use_plugin("no_such_package")
