@@ -172,12 +172,14 @@ def add_adapter(name: str, part: nn.Module, lora: Lora) -> list[nn.Parameter]:
             target_modules=targets,
             use_dora=lora.use_dora,
             use_rslora=lora.use_rslora,
+            fan_in_fan_out=any(not isinstance(backbone.get_submodule(target), nn.Linear) for target in targets),
             task_type="CAUSAL_LM" if hasattr(backbone, "generate") else None,
         )
         part.backbone = get_peft_model(backbone, config)
     else:
         there = backbone.peft_config["default"]
-        if (there.r, there.lora_alpha, set(there.target_modules)) != (lora.rank, lora.alpha, set(targets)):
+        wearing = {canonical(key) for key, module in backbone.named_modules() if hasattr(module, "lora_A")}  # PEFT shortens long lists
+        if (there.r, there.lora_alpha, wearing) != (lora.rank, lora.alpha, set(targets)):
             raise RecipeError(
                 f"tune.{name}.lora differs from the adapter of an earlier stage",
                 f"rank {there.r}, alpha {there.lora_alpha}, the same modules",
@@ -189,10 +191,12 @@ def add_adapter(name: str, part: nn.Module, lora: Lora) -> list[nn.Parameter]:
 
 def _adapted_modules(name: str, part: Any, lora: Lora) -> list[str]:
     """Full names of the linear layers to adapt. Read off the module, so that a misspelt name cannot silently adapt nothing."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, stored transposed
+
     layers = {
         canonical(key): module
         for key, module in part.backbone.named_modules()
-        if isinstance(module, nn.Linear) or key.endswith(".base_layer")
+        if isinstance(module, nn.Linear | Conv1D) or key.endswith(".base_layer")
     }
     layers = {key.removesuffix(".base_layer"): module for key, module in layers.items() if ".lora_" not in key}
     head = part.backbone.get_output_embeddings() if hasattr(part.backbone, "get_output_embeddings") else None
@@ -257,7 +261,9 @@ def prove(step: Any, model: nn.Module, batch: Any, backward: Any) -> None:
             for parameter in zeroed.values():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1e-2)
         sums, counts = step(batch)
-        backward(sums.sum() / counts.sum())
+        loss = sums.sum() / counts.sum()
+        if loss.requires_grad:  # else nothing trains, which is said below
+            backward(loss)
         without = [name for name, parameter in trainable.items() if parameter.grad is None or not parameter.grad.any()]
         leaking = [name for name, parameter in model.named_parameters() if not parameter.requires_grad and parameter.grad is not None]
     finally:

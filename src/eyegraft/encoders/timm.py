@@ -39,8 +39,9 @@ class TimmEncoder(nn.Module):
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
         from timm.models import group_parameters
 
-        names = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
-        parameters = dict(self.backbone.named_parameters())
+        bare = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone  # without an adapter's wrapping
+        names = group_parameters(bare, bare.group_matcher(coarse=False))
+        parameters = dict(bare.named_parameters())
         groups = [[parameters[name] for name in names[key] if name in parameters] for key in sorted(names)]
         return [*groups[:-2], groups[-2] + groups[-1]] if len(groups) > 2 else groups  # the last group is the final norm
 
