@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from eyegraft.errors import PartError
 from eyegraft.types import IGNORE
 
@@ -21,7 +21,13 @@ CHAINS = [
     ({"connector": {"kind": "mlp"}, "pooling": {"kind": "cls"}, "vision": "clip"}, 1),
     ({"connector": {"kind": "mlp"}, "vision": "clip"}, 17),
     ({"connector": {"kind": "mlp"}, "vision": "resnet", "lm": "gpt2"}, 1),
-    ({"connector": {"kind": "prefix", "num_tokens": 2}, "vision_encoder": {"kind": "timm", "model": "test_convnext", "pretrained": False}}, 50),
+    (
+        {
+            "connector": {"kind": "prefix", "num_tokens": 2},
+            "vision_encoder": {"kind": "timm", "model": "test_convnext", "pretrained": False},
+        },
+        50,
+    ),
 ]
 
 
@@ -77,12 +83,15 @@ def test_the_same_seed_gives_the_same_new_parts(plain_recipe: Make) -> None:
     ],
 )
 def test_parts_that_do_not_fit_say_why(make_graft: Make, changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(PartError, match=match) as caught:
+    def used() -> None:
         _, model = make_graft(**changes)
         model(batch_for(model))
+
+    with pytest.raises(PartError, match=match) as caught:
+        used()
     assert caught.value.fix
 
 
 def test_a_connector_that_keeps_the_width_before_a_wider_model(make_graft: Make, folders: Any) -> None:
-    with pytest.raises(PartError, match="width 24 before a language model of width 32|widths"):
+    with pytest.raises(PartError, match=r"tokens of width \d+ before a language model of width 32"):
         make_graft(vision_encoder={"kind": "timm", "model": "test_resnet", "pretrained": False}, connector={"kind": "mean"})

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from eyegraft.errors import DataError
 from eyegraft.evaluation import baselines
 from eyegraft.evaluation.baselines import blank, most_frequent, nearest_neighbour, shuffled
@@ -65,7 +65,11 @@ def test_most_frequent() -> None:
 def pictures(tmp_path: Path) -> Callable[..., list[Sample]]:
     def made(tag: str, side: int) -> list[Sample]:
         return [
-            Sample(f"{tag}{colour}", tiny.picture(tmp_path / f"{tag}-{colour}.png", colour, side=side), references=(f"a {colour} square", "other"))
+            Sample(
+                f"{tag}{colour}",
+                tiny.picture(tmp_path / f"{tag}-{colour}.png", colour, side=side),
+                references=(f"a {colour} square", "other"),
+            )
             for colour in ("red", "blue", "green")
         ]
 

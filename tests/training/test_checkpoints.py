@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 
+import tiny
 from eyegraft.config import Settings
 from eyegraft.errors import RunError
 from eyegraft.training import checkpoints
@@ -42,7 +42,9 @@ def trained(make_graft: Make, tune: dict[str, Any] = TUNE, **changes: Any) -> tu
 
 def saved(folder: Path, parts: tuple[Any, Any, Any], *, step: int = 1, **options: Any) -> Path:
     recipe, model, plan = parts
-    save_checkpoint(folder, model, recipe, saved=plan.saved, facts={"stage": "only", "step": step, "epoch": 0, "lineage": ["only"]}, **options)
+    save_checkpoint(
+        folder, model, recipe, saved=plan.saved, facts={"stage": "only", "step": step, "epoch": 0, "lineage": ["only"]}, **options
+    )
     return folder
 
 
@@ -64,11 +66,16 @@ def logits(model: Any) -> torch.Tensor:
         ({"head": "lora", "vision_encoder": "lora"}, {"lm": "gpt2", "vision": "clip"}),
         ({"vision_encoder": {"mode": "last_n", "last_n": 2}}, {"vision": "resnet"}),
         ({"vision_encoder": "full"}, {"vision_encoder": {"kind": "timm", "model": "test_efficientnet", "pretrained": False}}),
-        ({"head": {"mode": "lora", "lora": {"use_dora": True, "target_modules": ["q_proj"], "target_layers": 1}}}, {"pooling": {"kind": "mean"}}),
+        (
+            {"head": {"mode": "lora", "lora": {"use_dora": True, "target_modules": ["q_proj"], "target_layers": 1}}},
+            {"pooling": {"kind": "mean"}},
+        ),
     ],
     ids=["lora+last_n", "full-gpt2", "last_n+lora", "lora+lora", "batch-norm", "timm", "dora"],
 )
-def test_a_fresh_model_with_the_checkpoint_is_the_trained_one(make_graft: Make, tmp_path: Path, tune: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_a_fresh_model_with_the_checkpoint_is_the_trained_one(
+    make_graft: Make, tmp_path: Path, tune: dict[str, Any], changes: dict[str, Any]
+) -> None:
     parts = trained(make_graft, tune, **changes)
     place = saved(tmp_path / "latest", parts)
     _, fresh = make_graft(**changes)

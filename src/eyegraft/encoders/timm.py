@@ -39,7 +39,7 @@ class TimmEncoder(nn.Module):
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
         from timm.models import group_parameters
 
-        bare = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone  # without an adapter's wrapping
+        bare = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone  # inside PEFT's wrapping
         names = group_parameters(bare, bare.group_matcher(coarse=False))
         parameters = dict(bare.named_parameters())
         groups = [[parameters[name] for name in names[key] if name in parameters] for key in sorted(names)]

@@ -127,11 +127,13 @@ def find_checkpoint(folder: Path) -> Path | None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint directory, or None when every file is there and has its hash."""
     try:
-        manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest: Any = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "not finished"
     except (OSError, ValueError) as error:
         return f"manifest.json cannot be read ({error})"
+    if not isinstance(manifest, dict):
+        return "manifest.json is no manifest"
     wrong = [name for name, digest in manifest.items() if not (folder / name).is_file() or file_sha256(folder / name) != digest]
     return f"{shown(wrong)} missing or changed" if wrong else None
 
@@ -212,15 +214,17 @@ def _load_adapter(folder: Path, part: Any) -> None:
     ready()
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-    if not is_adapted(part.backbone):
-        part.backbone = get_peft_model(part.backbone, LoraConfig.from_pretrained(str(folder)))
-    result = set_peft_model_state_dict(part.backbone, load_file(folder / "adapter_model.safetensors"))
-    if result.unexpected_keys:
-        raise RunError(
-            f"{folder} does not fit this model: {shown(result.unexpected_keys, 3)}",
-            "the adapter of the same base model",
-            "check head.model",
-        )
+    try:
+        if not is_adapted(part.backbone):
+            config = LoraConfig.from_pretrained(str(folder))
+            config.base_model_name_or_path = None  # the recipe says where it is now, which need not be where it was
+            part.backbone = get_peft_model(part.backbone, config)
+        result = set_peft_model_state_dict(part.backbone, load_file(folder / "adapter_model.safetensors"))
+        wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if ".lora_" in key)]
+    except (ValueError, RuntimeError) as error:  # no module of that name, or another shape
+        wrong = [str(error).splitlines()[0]]
+    if wrong:
+        raise RunError(f"{folder} does not fit this model: {shown(wrong, 3)}", "the adapter of the same base model", "check head.model")
 
 
 def _write_manifest(folder: Path) -> None:

@@ -25,7 +25,7 @@ class Config(Strict):
     train_styles: tuple[str, ...] = ("fluent_3d", "fluent_flat", "noto", "noto_v1", "emojione_2")
     val_style: str = "fxemoji"
     test_style: str = "twemoji"
-    num_unseen: Positive = 40
+    num_unseen: Positive = 79
 
 
 def prepare(config: Config, target: Path) -> dict[str, Any]:
