@@ -105,8 +105,8 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for spoken in (words.plain, words.system_label, words.number, words.count, words.duration, words.moment, words.answer_text, mapping):
-        environment.filters[spoken.__name__] = spoken
+    spoken = (words.plain, words.system_label, words.number, words.score, words.count, words.duration, words.moment, words.answer_text)
+    environment.filters.update({function.__name__: function for function in (*spoken, mapping)})
     environment.globals.update(counted=words.counted, share=words.share)
     return environment
 

@@ -74,6 +74,12 @@ def number(value: Any, signed: bool = False) -> str:
     return f"+{text}" if signed and amount > 0 else text
 
 
+def score(value: Any) -> str:
+    """A figure of a table, where the smoothing of a metric may leave traces such as 3e-18 that say nothing."""
+    amount = finite(value)
+    return "<0.001" if amount is not None and 0 < amount < 0.0005 else number(amount)
+
+
 def count(value: Any) -> str:
     amount = finite(value)
     return "–" if amount is None else f"{amount:,.0f}"
