@@ -74,7 +74,8 @@ def phase(run_root: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=150, help="of each of the two stages: enough that the kills find the run alive")
+    parser.add_argument("--longest", type=float, default=9.0, help="seconds that a process may live at most")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -96,7 +97,7 @@ def main() -> None:
             start_new_session=True,
         )
         try:
-            process.wait(timeout=chance.uniform(0, length) if kills < options.kills else None)
+            process.wait(timeout=chance.uniform(0, options.longest) if kills < options.kills else None)
             finished = process.returncode == 0
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)

@@ -365,6 +365,12 @@ def test_a_plugin_is_never_loaded_by_a_recipe(package: Callable[..., str], plain
         assert faults(plain, connector={"kind": kind})[0].startswith("connector.kind: given")
 
 
+def test_a_bare_word_in_a_stage_changes_the_mode_alone(plain: dict[str, Any]) -> None:
+    plain = {**plain, "train": {"tune": {"head": {"mode": "frozen", "lora": {"rank": 3}}}}, "stages": {"a": {"tune": {"head": "lora"}}}}
+    tune = validate(plain).stage("a").tune["head"]
+    assert (tune.mode, tune.lora.rank) == ("lora", 3)
+
+
 def test_an_installed_package_offers_itself(package: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the entry point `eyegraft.plugins`: what the user installed needs no `--plugin`."""
     package("offered_parts", {"connectors/__init__.py": "", "connectors/quiet.py": CONNECTOR})

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from eyegraft.config import Recipe, Settings, overlay
+from eyegraft.config import Recipe, Settings, staged
 from eyegraft.errors import RecipeError, nearest
 from eyegraft.registry import kinds, module_of
 
@@ -178,10 +178,10 @@ def validate(plain: Mapping[str, Any]) -> Recipe:
         faults += _part_faults(("train", "objective"), "objectives", train.get("objective"))
     if isinstance(stages, Mapping) and isinstance(train, Mapping):
         inherited = train if _model_faults((), Settings, train) else Settings.model_validate(train).model_dump(exclude_unset=True)
-        above = {fault.removeprefix("train.") for fault in faults}  # said once, where it stands
+        above = set(_model_faults((), Settings, staged(inherited, {})))  # said once, where it stands
         for name, stage in stages.items():
             if isinstance(stage, Mapping):
-                whole = _model_faults((), Settings, overlay(inherited, stage))
+                whole = _model_faults((), Settings, staged(inherited, stage))
                 faults += [f"stages.{name}.{fault}" for fault in whole if fault not in above]
                 faults += _part_faults(("stages", str(name), "objective"), "objectives", stage.get("objective"))
     for place, room in _ROOMS.items():

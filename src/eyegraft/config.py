@@ -312,7 +312,7 @@ class Recipe(Strict):
 
     def stage(self, name: str) -> Settings:
         """The settings of one stage: `train`, with what the stage itself states on top (nested keys one by one)."""
-        return Settings.model_validate(overlay(self.train.model_dump(exclude_unset=True), self.stages[name]))
+        return Settings.model_validate(staged(self.train.model_dump(exclude_unset=True), self.stages[name]))
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -328,6 +328,18 @@ class Recipe(Strict):
         """SHA-256 of all that decides the result. Where the run is kept does not, nor which of its stages run now."""
         plain = {key: value for key, value in self.plain().items() if key not in BESIDE_THE_RESULT}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def staged(train: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stage: what it states, on top of `train`. A bare word in `tune` changes the mode alone."""
+
+    def worded(settings: Mapping[str, Any]) -> dict[str, Any]:
+        tune = settings.get("tune")
+        if not isinstance(tune, Mapping):
+            return dict(settings)
+        return {**settings, "tune": {part: {"mode": how} if isinstance(how, str) else how for part, how in tune.items()}}
+
+    return overlay(worded(train), worded(stage))
 
 
 def overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

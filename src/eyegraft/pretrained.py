@@ -117,6 +117,13 @@ def _packaged_file(name: str, package: str, pattern: str) -> Path:
 
 
 def _digest(path: Path) -> str:
+    facts = path.stat()
+    return _digest_of(path, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, size: int, changed_ns: int) -> str:
+    """Hashed once a process for the same file, size and time: a model is resolved several times, and hundreds of MB take a second."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

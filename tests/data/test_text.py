@@ -200,3 +200,13 @@ def test_the_task_names_the_sample(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"sample row-9: a text of \d+ tokens") as caught:
         task.encode(Sample("row-9", Path("a.png"), references=(TARGET,)), tokenizer, learn=True)
     assert caught.value.fix.startswith("raise tasks.caption.max_text_tokens")
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>"])
+def test_a_special_token_in_a_text_is_refused(folders: Any, token: str) -> None:
+    """It would end the answer early, or open another turn, and nobody would see."""
+    tokenizer = folders.tokenizer()
+    with pytest.raises(DataError, match="special token"):
+        encode_pair(tokenizer, "What is drawn here?", f"a cat {token} on a mat", max_tokens=64)
+    with pytest.raises(DataError, match="special token"):
+        encode_prompt(tokenizer, f"What {token} is drawn here?")

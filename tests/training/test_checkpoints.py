@@ -17,7 +17,16 @@ import tiny
 from eyegraft.config import Settings
 from eyegraft.errors import RunError
 from eyegraft.training import checkpoints
-from eyegraft.training.checkpoints import damage, disk_errors, find_checkpoint, load_weights, read_config, save_checkpoint, write_atomically
+from eyegraft.training.checkpoints import (
+    damage,
+    disk_errors,
+    find_checkpoint,
+    load_weights,
+    read_config,
+    save_checkpoint,
+    settle,
+    write_atomically,
+)
 from eyegraft.tuning import make_plan
 
 Make = Callable[..., Any]
@@ -354,3 +363,16 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.Monk
             write_atomically(path, "half")
     assert path.read_text(encoding="utf-8") == "neu 한글\n"
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_save_killed_before_its_renames_is_finished_first(make_graft: Make, tmp_path: Path) -> None:
+    """Else the next save would begin by deleting the only copy of the newest step, and a second kill would lose it."""
+    parts, place = trained(make_graft), tmp_path / "latest"
+    saved(place, parts, step=1)
+    saved(tmp_path / "other", parts, step=2).rename(tmp_path / "latest.writing")
+    settle(place)
+    assert read_config(place)["step"] == 2
+    assert read_config(tmp_path / "latest.previous")["step"] == 1
+    assert not (tmp_path / "latest.writing").exists()
+    settle(place)
+    assert read_config(place)["step"] == 2, "nothing to finish changes nothing"

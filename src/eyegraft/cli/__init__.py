@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 from eyegraft import __version__
 from eyegraft.errors import FULL, EyegraftError, RunError
@@ -36,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit code. Errors that a user can mend are printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that cannot show a letter must not stop the work
     arguments, rest = _parser().parse_known_args(argv)
     if rest and arguments.verb != "train":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")

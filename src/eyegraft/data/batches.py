@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from eyegraft.config import Augmentation
 from eyegraft.data.augment import augment, is_random
 from eyegraft.data.images import open_image, to_pixels
 from eyegraft.data.text import EncodedText
+from eyegraft.errors import DataError, EyegraftError
 from eyegraft.types import IGNORE, Batch, ImageSpec, Sample
 
 Item = tuple[Sample, torch.Tensor, EncodedText]
@@ -58,10 +61,28 @@ class Examples(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int | None]) -> Item:
         position, seed = key
         sample = self.samples[position]
-        picture = open_image(sample.image, self.image.channels)
-        if self.augmentation is not None and seed is not None:
-            picture = augment(picture, self.augmentation, seed)
-        return sample, to_pixels(picture, self.image), self.texts[position]
+        try:
+            return sample, self._pixels(sample, seed), self.texts[position]
+        except EyegraftError as error:
+            raise type(error)(f"sample {sample.id!r}: {error.given}", error.expected, error.fix) from error
+        except OSError as error:
+            raise DataError(f"sample {sample.id!r}: image {sample.image}: {error}", "a file that can be read", "restore the file") from error
+
+    def _pixels(self, sample: Sample, seed: int | None) -> torch.Tensor:
+        if self.augmentation is None or seed is None:
+            return to_pixels(open_image(sample.image, self.image.channels), self.image)
+        side = math.ceil(max(self.image.size) / self.image.crop_fraction)  # what the transform needs of the short side
+        picture = _shrunk(open_image(sample.image, self.image.channels, target=(side, side)), 2 * side)
+        return to_pixels(augment(picture, self.augmentation, seed), self.image)
+
+
+def _shrunk(picture: Image.Image, short_side: int) -> Image.Image:
+    """The picture with at most this short side: augmenting 12 megapixels takes a second, and the transform discards nearly all of them."""
+    scale = short_side / min(picture.size)
+    if scale >= 1:
+        return picture
+    size = (max(short_side, round(picture.width * scale)), max(short_side, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 class Collate:
@@ -84,6 +105,25 @@ class Collate:
         return Batch({"image": pixels}, input_ids, mask, labels, [sample for sample, _, _ in items])
 
 
+class _Batches(Dataset["Batch | EyegraftError"]):
+    """Whole batches by the keys of their items. A fault is handed through as a value: the loader would rebuild an exception of a worker
+    from its traceback as text, where the user finds neither the sample nor the fix.
+    """
+
+    def __init__(self, examples: Examples, collate: Collate) -> None:
+        self.examples, self.collate = examples, collate
+
+    def __getitem__(self, keys: Sequence[tuple[int, int | None]]) -> Batch | EyegraftError:
+        try:
+            return self.collate([self.examples[key] for key in keys])
+        except EyegraftError as error:
+            return error
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
 def load_batches(
     examples: Examples, batches: Sequence[Sequence[int]], *, pad_id: int, seed: tuple[object, ...] | None = None, num_workers: int = 0
 ) -> Iterator[Batch]:
@@ -92,13 +132,20 @@ def load_batches(
     Args:
         seed: what the augmentation of a sample depends on, besides its position; None turns augmentation off.
         num_workers: processes that decode ahead; the batches are the same with any number.
+
+    Raises:
+        DataError: a picture vanished or was damaged since it was checked; names the sample, with any number of workers.
     """
     keys = [[(i, None if seed is None else derived_seed("augment", *seed, i)) for i in batch] for batch in batches]
     loader: DataLoader[Any] = DataLoader(
-        examples,
-        batch_sampler=keys,
-        collate_fn=Collate(pad_id),
+        _Batches(examples, Collate(pad_id)),
+        batch_size=None,  # the items of this data set are batches
+        sampler=keys,
+        collate_fn=_as_is,
         num_workers=num_workers,
         generator=torch.Generator().manual_seed(0),  # else the loader draws its workers' seed from the global generator
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, EyegraftError):
+            raise batch
+        yield batch

@@ -23,6 +23,7 @@ class EncodedText:
 
 def encode_prompt(tokenizer: Any, prompt: str, *, template: Template = "auto") -> EncodedText:
     """The prompt alone, ready for an answer to follow."""
+    _stop_at_special_tokens(tokenizer, prompt)
     ids = _ids(tokenizer, _prompt_text(tokenizer, prompt, template))
     return EncodedText(tuple(ids), (IGNORE,) * len(ids))
 
@@ -38,6 +39,7 @@ def encode_pair(
     Raises:
         DataError: too long, nothing left to learn, or the prompt is no token prefix of the whole (then labels would be wrong).
     """
+    _stop_at_special_tokens(tokenizer, prompt, target)
     prompt_ids, target_ids = _difference(tokenizer, prompt, target, template)
     length = len(prompt_ids) + len(target_ids)
     if length <= max_tokens:
@@ -63,6 +65,14 @@ def encode_pair(
     if not target_ids:
         raise DataError(f"max_text_tokens={max_tokens} leaves no label", "room for at least one token", "raise tasks.NAME.max_text_tokens")
     return _labelled(prompt_ids, target_ids, truncated=True)
+
+
+def _stop_at_special_tokens(tokenizer: Any, *texts: str) -> None:
+    """A text that spells an end-of-text or role token would end there, or speak for another role, without a word."""
+    for text in texts:
+        for token in getattr(tokenizer, "all_special_tokens", ()):
+            if token and token in text:
+                raise DataError(f"a text that holds the special token {token!r}", "plain words", "take it out of the prompt or the table")
 
 
 def _labelled(prompt_ids: list[int], target_ids: list[int], *, truncated: bool) -> EncodedText:

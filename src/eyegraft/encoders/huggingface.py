@@ -46,8 +46,16 @@ class HuggingFaceEncoder(nn.Module):
             height, width = features.shape[2:]
             features = features.flatten(2).transpose(1, 2)  # [B, N, D]
         else:
-            patch = self.backbone.config.patch_size
-            height, width = inputs.shape[2] // patch, inputs.shape[3] // patch
+            patch = getattr(self.backbone.config, "patch_size", None)
+            down, across = patch if isinstance(patch, list | tuple) else (patch, patch)
+            height, width = (inputs.shape[2] // down, inputs.shape[3] // across) if down and across else (0, 0)
+            if not 0 < height * width <= features.shape[1]:  # Swin and other hierarchical models merge tokens on the way
+                raise PartError(
+                    f"vision_encoder.model: {type(self.backbone).__name__} gives {features.shape[1]} tokens "
+                    f"for a picture of {inputs.shape[2]} x {inputs.shape[3]} with patch_size {patch}: no plain grid of tokens",
+                    "a model with one token per patch (CLIP, SigLIP, DINOv2, ViT …) or a convolutional one",
+                    "take a model of this family from timm: vision_encoder.kind=timm",
+                )
         mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return Tokens(features, mask, grid=(height, width), num_prefix=features.shape[1] - height * width)
 
@@ -73,28 +81,50 @@ def build(config: Config) -> HuggingFaceEncoder:
             "check the name; offline, download the folder elsewhere and give its path",
         ) from error
     backbone = getattr(model, "vision_model", model)  # a two-tower model such as CLIP: keep the eye
-    image = _image_spec(settings)
-    drop_unused(backbone, lambda: backbone(pixel_values=torch.zeros(1, image.channels, *image.size)).last_hidden_state)
-    return HuggingFaceEncoder(backbone, image)
+    image = _image_spec(settings, config.model)
+    encoder = HuggingFaceEncoder(backbone, image)
+    drop_unused(backbone, lambda: encoder(torch.zeros(1, image.channels, *image.size)).values)
+    return encoder
 
 
-def _image_spec(settings: Mapping[str, Any]) -> ImageSpec:
+def _image_spec(settings: Mapping[str, Any], model: str) -> ImageSpec:
     """The preprocessing that the weights were trained with, from `preprocessor_config.json`."""
-    resized = _height_width(settings.get("size", 224))
-    cropped = _height_width(settings.get("crop_size") or resized) if settings.get("do_center_crop") else resized
+    resized = _height_width(settings.get("size", 224), "size", model)
+    cropped = _height_width(settings.get("crop_size") or resized, "crop_size", model) if settings.get("do_center_crop") else resized
     short_side_only = isinstance(settings.get("size"), Mapping) and "shortest_edge" in settings["size"]
+    resample = settings.get("resample", 3)
+    if resample not in _RESAMPLING:
+        raise _unusable(model, "resample", resample, f"one of {', '.join(f'{number} ({name})' for number, name in _RESAMPLING.items())}")
+    normalized = settings.get("do_normalize") is not False
+    mean, std = ((settings.get("image_mean"), settings.get("image_std")) if normalized else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    for key, values in (("image_mean", mean), ("image_std", std)):
+        if not isinstance(values, list | tuple) or not values:
+            raise _unusable(model, key, values, "a list of one number per channel, or do_normalize false")
     return ImageSpec(
         size=cropped,
-        mean=tuple(settings.get("image_mean") or (0.5, 0.5, 0.5)),
-        std=tuple(settings.get("image_std") or (0.5, 0.5, 0.5)),
-        interpolation=_RESAMPLING[settings.get("resample", 3)],  # type: ignore[arg-type]
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation=_RESAMPLING[resample],  # type: ignore[arg-type]
         fit="crop" if settings.get("do_center_crop") or short_side_only else "squash",
         crop_fraction=settings.get("crop_pct") or cropped[0] / resized[0],
     )
 
 
-def _height_width(size: Any) -> tuple[int, int]:
+def _height_width(size: Any, key: str, model: str) -> tuple[int, int]:
     if isinstance(size, Mapping):
         side = size.get("shortest_edge")
-        return (int(side), int(side)) if side else (int(size["height"]), int(size["width"]))
-    return int(size), int(size)
+        pair = (side, side) if side else (size.get("height"), size.get("width"))
+    else:
+        pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise _unusable(model, key, size, 'a number, {"height": …, "width": …} or {"shortest_edge": …}')
+    return pair[0], pair[1]
+
+
+def _unusable(model: str, key: str, value: object, expected: str) -> PartError:
+    """A guess would silently cost accuracy."""
+    return PartError(
+        f"vision_encoder.model: preprocessor_config.json of {model!r}: {f'no {key}' if value is None else f'{key} is {value!r}'}",
+        expected,
+        f"set {key} in a local copy of the folder to what the model was trained with",
+    )

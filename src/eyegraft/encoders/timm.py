@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from eyegraft.config import Strict
 from eyegraft.errors import PartError, nearest
 from eyegraft.pretrained import drop_unused, ready, resolve
 from eyegraft.types import ImageSpec, Tokens
+
+# `blocks.11.`, `layer4.1.`, `s4.b7.conv1.` and `denselayer16.norm1.` are numbered blocks; the module `features.norm5` is none.
+_NUMBERED = re.compile(r"(^|\.)\d+\.|\d[^.]*\.[^.]+\.")
 
 
 class Config(Strict):
@@ -42,8 +46,10 @@ class TimmEncoder(nn.Module):
         bare = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone  # inside PEFT's wrapping
         names = group_parameters(bare, bare.group_matcher(coarse=False))
         parameters = dict(bare.named_parameters())
-        groups = [[parameters[name] for name in names[key] if name in parameters] for key in sorted(names)]
-        return [*groups[:-2], groups[-2] + groups[-1]] if len(groups) > 2 else groups  # the last group is the final norm
+        groups = [present for key in sorted(names) if (present := [name for name in names[key] if name in parameters])]
+        if len(groups) > 2 and not _is_block(groups[-1], groups[-2]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+        return [[parameters[name] for name in group] for group in groups]
 
     def forward(self, inputs: Tensor) -> Tokens:
         features = self.backbone.forward_features(inputs)
@@ -56,6 +62,17 @@ class TimmEncoder(nn.Module):
             height, width = self.backbone.patch_embed.grid_size
         mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return Tokens(features, mask, grid=(height, width), num_prefix=prefix)
+
+
+def _is_block(names: Sequence[str], before: Sequence[str]) -> bool:
+    """Whether timm's last group goes on with the numbered blocks of the group before, or is a final norm or convolution after them."""
+    places = {_place(name) for name in before}
+    return any(_place(name) in places and _NUMBERED.search(name) for name in names)
+
+
+def _place(name: str) -> str:
+    """`layer` of `layer4.1.conv1.weight`."""
+    return re.split(r"[\d.]", name, maxsplit=1)[0]
 
 
 def build(config: Config) -> TimmEncoder:

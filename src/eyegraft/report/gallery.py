@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
+from eyegraft.config import Data
+from eyegraft.data.images import MISSING, TOO_LARGE, check_image, open_image
+from eyegraft.errors import DataError
 from eyegraft.report.reading import finite, mapping
 from eyegraft.report.words import answer_text, higher_is_better, number, plain, system_label
 
@@ -97,26 +98,17 @@ def thumbnail(image: Any, folder: Path) -> tuple[str | None, str]:
     if not isinstance(image, str) or not image:
         return None, "no picture"
     path = folder / image  # an absolute path stands on its own
-    if not path.is_file():
-        return None, "picture missing"
+    facts = check_image(path, MAX_PIXELS, decode=False)
+    if not facts.ok:
+        return None, {MISSING: "picture missing", TOO_LARGE: "picture too large"}.get(facts.reason, "picture unreadable")
     try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))
-            picture = ImageOps.exif_transpose(opened)
-            picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            memory = io.BytesIO()
-            _on_white(picture).save(memory, "WEBP", quality=72, method=2)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        picture = open_image(path, target=(THUMBNAIL_PX, THUMBNAIL_PX))
+        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        memory = io.BytesIO()
+        picture.save(memory, "WEBP", quality=72, method=2)
+    except (DataError, OSError, ValueError):
         return None, "picture unreadable"
     return f"data:image/webp;base64,{base64.b64encode(memory.getvalue()).decode()}", ""
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
 
 
 def _yes_or_no(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str | None:

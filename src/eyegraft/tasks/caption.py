@@ -47,6 +47,8 @@ class CaptionTask:
         try:
             if not learn:
                 return encode_prompt(tokenizer, prompt, template=config.template)
+            if not sample.references:
+                raise DataError("no text to learn", "a reference in data.columns.references", "name the column that holds the text")
             target = sample.references[0]
             return encode_pair(
                 tokenizer, prompt, target, max_tokens=config.max_text_tokens, template=config.template, overflow=config.overflow

@@ -85,9 +85,9 @@ def save_checkpoint(
         extra_modules: an objective with parameters, as {"objective": module}.
         optimizer: flat optimiser tensors; trainer: loop position.
     """
-    working, previous = folder.with_name(f"{folder.name}.writing"), folder.with_name(f"{folder.name}.previous")
-    shutil.rmtree(working, ignore_errors=True)
+    working = folder.with_name(f"{folder.name}.writing")
     with disk_errors(folder):
+        _remove(working)
         working.mkdir(parents=True)
         tensors = _trained_tensors(model, saved, extra_modules or {})
         save_file(tensors, working / "model.safetensors")
@@ -102,11 +102,27 @@ def save_checkpoint(
             save_file(dict(optimizer), working / "optimizer.safetensors")
             (working / "trainer.json").write_text(json.dumps(trainer), encoding="utf-8")
         _write_manifest(working)
-        if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)
-        working.rename(folder)
-        _sync_folder(folder.parent)
+        _put_in_place(folder)
+
+
+def settle(folder: Path) -> None:
+    """Finish a save that was killed after its last file and before its renames, so that the next save finds nothing half-way."""
+    if damage(folder.with_name(f"{folder.name}.writing")) is None:
+        _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    working, previous = folder.with_name(f"{folder.name}.writing"), folder.with_name(f"{folder.name}.previous")
+    if folder.exists():
+        _remove(previous)
+        folder.rename(previous)
+    working.rename(folder)
+    _sync_folder(folder.parent)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -203,7 +219,7 @@ def _save_adapters(model: Graft, folder: Path) -> list[str]:
 
             place = folder / "adapter" / name
             place.mkdir(parents=True)
-            state = get_peft_model_state_dict(backbone)
+            state = get_peft_model_state_dict(backbone, save_embedding_layers=False)
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}, place / "adapter_model.safetensors")
             backbone.peft_config["default"].save_pretrained(str(place))
             names.append(name)

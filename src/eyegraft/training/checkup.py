@@ -14,8 +14,8 @@ from eyegraft.config import Recipe
 from eyegraft.data.batches import batch_order, load_batches
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import EncodedText
-from eyegraft.training.loop import LossStep, Sealed, StageData
-from eyegraft.training.stages import build_model, build_objective, build_task, make_fabric, stage_data
+from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction
+from eyegraft.training.stages import build_model, build_objective, build_task, make_fabric, stage_data, stop_without_train
 from eyegraft.tuning import TrainablePlan, make_plan, prove, set_training_mode
 from eyegraft.types import IGNORE
 
@@ -34,11 +34,13 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
     """
     data = load_samples(recipe.data)
     yield from _rows(data)
+    stop_without_train(data)
     model = build_model(recipe)
     for name in recipe.stage_names:
         settings = recipe.stage(name)
         task = build_task(recipe, settings)
         objective = build_objective(task, settings)
+        watched_direction(settings, name, task, data.splits.get("val", []))
         yield f"\nstage {name}: task {task.name}, objective {type(objective).__name__}"
         torch.manual_seed(recipe.seed)
         plan = make_plan(model, settings, objective=objective)
@@ -90,7 +92,7 @@ def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, batc
     order = batch_order([len(text.input_ids) for text in read.train.texts], batch_size, seed=seed, epoch=0)
     batch = next(load_batches(read.train, order[:1], pad_id=read.pad_id)).to(fabric.device)
     set_training_mode(step)
-    prove(step, step, Sealed(batch), fabric.backward)
+    prove(step, step, Sealed(batch), fabric.backward, [parameter for group in plan.groups for parameter in group["params"]])
     started = time.monotonic()
     sums, counts = step(Sealed(batch))
     fabric.backward(sums.sum() / counts.sum())

@@ -265,7 +265,8 @@ class StageTrainer:
         first = batch_order([len(text.input_ids) for text in self.data.train.texts], 2, seed=self.recipe.seed, epoch=0)[0]
         torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
         for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
-            prove(self.step_module, self.step_module, Sealed(batch.to(self.fabric.device)), self.fabric.backward)
+            planned = [parameter for group in self.plan.groups for parameter in group["params"]]
+            prove(self.step_module, self.step_module, Sealed(batch.to(self.fabric.device)), self.fabric.backward, planned)
 
     def _time_to_save(self) -> bool:
         every = self.settings.checkpoint_every
@@ -320,7 +321,7 @@ class StageTrainer:
         for key, value in load_file(folder / "optimizer.safetensors").items():
             name, slot = key.rsplit("|", 1)
             parameter = parameters[name]
-            state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
+            state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device, copy=True)  # not a view of the file
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is not None and self.at.scaler is not None:
             scaler.load_state_dict(self.at.scaler)

@@ -19,7 +19,7 @@ from eyegraft.errors import DataError, RecipeError, RunError
 from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import disk_errors, find_checkpoint, load_weights, read_config
+from eyegraft.training.checkpoints import disk_errors, find_checkpoint, load_weights, read_config, settle
 from eyegraft.training.loop import StageData, StageTrainer, watched_direction, with_state
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
@@ -36,12 +36,7 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
         quarantine = run.folder / "quarantine.jsonl"
         with progress("checking images", None) as advance:
             data = load_samples(recipe.data, quarantine_file=quarantine, progress=lambda done, total: advance())
-        if "train" not in data.splits:
-            raise DataError(
-                f"the data have splits {', '.join(data.splits)}",
-                "a split called train",
-                "set data.tables.train or data.split.fractions.train",
-            )
+        stop_without_train(data)
         run.note_data(data)
         if data.quarantined:
             log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
@@ -52,6 +47,12 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
         run.facts["finished"] = all(run.is_finished(stage) for stage in recipe.stages)
         run.save()
     return run.folder
+
+
+def stop_without_train(data: PreparedData) -> None:
+    if "train" not in data.splits:
+        given = f"the data have splits {', '.join(data.splits)}"
+        raise DataError(given, "a split called train", "set data.tables.train or data.split.fractions.train")
 
 
 def make_fabric(recipe: Recipe, precision: str) -> Any:
@@ -127,7 +128,7 @@ def stage_data(recipe: Recipe, model: Graft, task: Task, data: PreparedData) -> 
     spec: Any = encoder.image
     with torch.inference_mode():
         model.eval()
-        image_tokens = model.image_tokens(torch.zeros(1, spec.channels, *spec.size))
+        image_tokens = model.image_tokens(torch.zeros(1, spec.channels, *spec.size, device=next(model.parameters()).device))
     limit = model.head.context_length
     train_texts = encode_samples(task, data.splits["train"], tokenizer, image_tokens, limit)
     train = Examples(data.splits["train"], train_texts, spec, recipe.augmentation)
@@ -146,6 +147,8 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, Stage
     recipe, settings, folder = run.recipe, run.recipe.stage(stage), run.folder / stage
     folder.mkdir(exist_ok=True)
     started, fabric = time.monotonic(), make_fabric(recipe, settings.precision)
+    for name in ("best", "latest"):
+        settle(folder / name)
     latest = find_checkpoint(folder / "latest")
     model = build_model(recipe)
     task = build_task(recipe, settings)
