@@ -24,26 +24,49 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny
 from command_line import arguments, environment
 
+RECIPE = """# @package _global_
+defaults:
+  - override /pooling: mean
+  - override /connector: prefix
+  - override /augmentation: strong
+recipe: killed
+experiment_name: killed
+num_threads: 1
+vision_encoder: {kind: timm, model: resnet10t, pretrained: false, weights: null}
+head: {kind: prefix_lm, model: given, dtype: float32}
+data:
+  name: shapes
+  base_dir: given
+  tables: {train: train.jsonl, val: val.jsonl, test: test.jsonl}
+  columns: {image: image, references: caption, id: id, group: group}
+tasks:
+  caption: {kind: caption, prompt: "What is drawn here?"}
+train:
+  epochs: 1
+  batch_size: 4
+  learning_rate: 0.001
+  checkpoint_every: 2
+  log_every: 1
+  tune: {head: {mode: lora, lora: {rank: 4, dropout: 0.1}}}
+stages:
+  first: {}
+  second:
+    tune: {vision_encoder: {mode: last_n, last_n: 1}}
+"""
+
 
 def command(root: Path, workers: int, epochs: int) -> list[str]:
+    (root / "conf" / "recipe").mkdir(parents=True)
+    (root / "conf" / "recipe" / "killed.yaml").write_text(RECIPE, encoding="utf-8")
     return arguments(
         "train",
-        "recipe=demo",
-        "vision_encoder.model=resnet10t",
-        "vision_encoder.weights=null",
-        "vision_encoder.pretrained=false",
+        "recipe=killed",
         f"head.model={root / 'lm'}",
-        "head.dtype=float32",
-        "data.name=shapes",
         f"data.base_dir={root / 'data'}",
-        "data.tables={train: train.jsonl, val: val.jsonl, test: test.jsonl}",
-        "data.columns={image: image, references: caption, id: id, group: group, meta: []}",
         f"data.num_workers={workers}",
-        "tasks.name.max_text_tokens=128",
-        "train.batch_size=4",
-        "train.checkpoint_every=2",
-        "train.log_every=1",
-        f"stages={{first: {{epochs: {epochs}}}, second: {{epochs: {epochs}, tune: {{vision_encoder: {{mode: last_n, last_n: 1}}}}}}}}",
+        f"train.epochs={epochs}",
+        "--config-dir",
+        str(root / "conf"),
     )
 
 
@@ -84,7 +107,7 @@ def main() -> None:
     tiny.shapes(root / "data", {"train": 21, "val": 5, "test": 6})
     words = command(root, options.workers, options.epochs)
     started = time.monotonic()
-    subprocess.run([*words, f"run_root={root / 'whole'}"], env=environment(), check=True, capture_output=True)
+    subprocess.run([*words, f"run_root={root / 'whole'}", "--quiet"], env=environment(), check=True, stdout=subprocess.DEVNULL)
     length = time.monotonic() - started
     print(f"left alone: {length:.1f} s")
     chance, phases, kills, finished = random.Random(options.seed), Counter[str](), 0, False

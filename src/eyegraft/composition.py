@@ -5,8 +5,9 @@ Every fault is reported at once, each with its config path, what was given, what
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,80 @@ def _in_quotes(value: str) -> str:
     return '"' + re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped) + '"'
 
 
+def stop_at_hydra_settings(overrides: Sequence[str]) -> None:
+    """Raise a `RecipeError` if a file of the user's folders sets anything of Hydra's own: callbacks, launchers and log handlers are code
+    that Hydra runs, and a recipe is data. Call it before Hydra sees those folders.
+    """
+    for text in overrides:
+        if text.lstrip("+~").startswith("hydra.searchpath"):
+            raise RecipeError(text, "folders of recipes by --config-dir alone", "--config-dir FOLDER")
+    for conf in _conf_dirs:
+        for entry in conf.iterdir():
+            if entry.is_dir() and entry.name.casefold() == "hydra":
+                raise _not_data(entry, "a folder of Hydra's own options")
+        for path in _yaml_files(conf):
+            _stop_at_hydra_settings_in(path)
+
+
+def _yaml_files(conf: Path) -> Iterator[Path]:
+    """Every file that Hydra could load: it follows links, and nothing in a hidden folder can be named (see `_foreign`)."""
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(conf, followlinks=True):
+        real = os.path.realpath(folder)
+        inner[:] = [] if real in seen else sorted(name for name in inner if not name.startswith("."))
+        seen.add(real)
+        yield from (Path(folder, name) for name in sorted(names) if name.lower().endswith(".yaml"))
+
+
+def _stop_at_hydra_settings_in(path: Path) -> None:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RecipeError(
+            f"{path}: {' '.join(str(error).split())}", "YAML in UTF-8", "mend the file, or keep recipes in a folder of their own"
+        ) from error
+    for package in re.findall(r"#[#\s]*@package\s+(\S+)", text):
+        if {"hydra", "_name_"} & set(package.split(".")):
+            raise _not_data(path, f"# @package {package}")
+    if not isinstance(content, dict):
+        return
+    for key in content:
+        if str(key).split(".")[0] == "hydra":
+            raise _not_data(path, f"the key {key!r}")
+    defaults = content.get("defaults")
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        if _foreign(entry):
+            raise _not_data(path, f"the `defaults` entry {entry!r}")
+
+
+def _foreign(entry: Any) -> bool:
+    """Whether an entry of a defaults list names an option of Hydra's own, one outside the folder, or one that only Hydra can tell."""
+    pairs = entry.items() if isinstance(entry, dict) else [(entry, None)]
+    for key, value in pairs:
+        for word in str(key).split():  # `optional`, `override`, then GROUP@PACKAGE
+            group, _, package = word.partition("@")
+            if "hydra" in re.split(r"[/\\]", group) or {"hydra", "_name_"} & set(package.split(".")) or _leads_out(group.removeprefix("/")):
+                return True
+        if any(_leads_out(str(item)) for item in (value if isinstance(value, list) else [value])):
+            return True
+    return False
+
+
+def _leads_out(name: str) -> bool:
+    return bool(re.search(r"^[/\\.]|[/\\][/\\.]|[$:]", name))  # `..`, hidden and absolute places, `${…}`, a drive
+
+
+def _not_data(place: Path, found: str) -> RecipeError:
+    return RecipeError(
+        f"{place}: {found}",
+        "a recipe, which is data: Hydra's own settings come from the command line alone",
+        "take it out, and type what you need of it, such as hydra/launcher=NAME, after the recipe",
+    )
+
+
 def stop_at_unknown_recipe(overrides: Sequence[str]) -> None:
     """Raise a `RecipeError` unless the overrides choose a recipe that there is (or several, for a sweep)."""
     chosen = [text.split("=", 1)[1] for text in overrides if text.startswith("recipe=")]
@@ -128,6 +203,7 @@ def compose(overrides: Sequence[str]) -> Any:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
+    stop_at_hydra_settings(overrides)
     stop_at_unknown_recipe(overrides)
     register_defaults()
     try:

@@ -11,11 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import tiny
 from eyegraft.config import Augmentation
+from eyegraft.data.augment import augment
 from eyegraft.data.batches import Collate, Examples, batch_order, derived_seed, load_batches
+from eyegraft.data.images import check_image, open_image, to_pixels
 from eyegraft.data.text import EncodedText
+from eyegraft.errors import DataError
 from eyegraft.types import IGNORE, Batch, ImageSpec, Sample
 
 SPEC = ImageSpec(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="squash")
@@ -137,12 +141,77 @@ def test_loading_leaves_the_global_generator_alone(samples: list[Sample], num_wo
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_picture_that_breaks_is_named(samples: list[Sample], tmp_path: Path, num_workers: int) -> None:
-    from eyegraft.errors import DataError
-
     (tmp_path / "broken.png").write_bytes(b"no picture")
     data = examples([*samples, Sample("bad", tmp_path / "broken.png")])
     with pytest.raises(DataError, match=r"broken\.png"):
         list(load_batches(data, [[9]], pad_id=0, num_workers=num_workers))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("harm", ["deleted", "cut", "folder"])
+def test_a_picture_harmed_after_its_check_is_an_error_like_any_other(tmp_path: Path, num_workers: int, harm: str) -> None:
+    """Worker or not: the sample, what is wrong and the fix, and no text of the loader's around them."""
+    many = [Sample(f"s{n}", tiny.picture(tmp_path / f"{n}.png", "red", "square", side=40)) for n in range(6)]
+    assert all(check_image(sample.image, 10_000, decode=True).ok for sample in many)
+    path = many[3].image
+    content = path.read_bytes()
+    path.unlink()
+    if harm == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif harm == "folder":
+        path.mkdir()
+    seen = []
+    with pytest.raises(DataError) as caught:
+        seen.extend(load_batches(examples(many), [[0, 1], [2, 3], [4, 5]], pad_id=0, seed=(1,), num_workers=num_workers))
+    assert [sample.id for batch in seen for sample in batch.samples] == ["s0", "s1"], "batches before it arrive"
+    assert caught.value.given.startswith(f"sample 's3': image {path}: ")
+    assert caught.value.fix.startswith("restore the file")
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_file_that_fails_outside_the_decoder_is_named_too(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("eyegraft.data.batches.open_image", stale)
+    with pytest.raises(DataError, match=r"sample 's2': image .*2\.png: .*Stale file handle"):
+        list(load_batches(examples(samples), [[2]], pad_id=0))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_large_picture_is_shrunk_before_it_is_augmented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """To twice what the transform needs, whatever its shape; a small one, and any picture without augmentation, is left as it is."""
+    sizes = {"large": (900, 600), "tall": (128, 1280), "small": (32, 500), "tiny": (9, 12)}
+    many = []
+    for name, size in sizes.items():
+        Image.effect_noise(size, 60).convert("RGB").save(tmp_path / f"{name}.{suffix}", quality=95)
+        many.append(Sample(name, tmp_path / f"{name}.{suffix}"))
+    augmented: list[tuple[int, int]] = []
+
+    def noted(picture: Image.Image, settings: Augmentation, seed: int) -> Image.Image:
+        augmented.append(picture.size)
+        return augment(picture, settings, seed)
+
+    monkeypatch.setattr("eyegraft.data.batches.augment", noted)
+    data = Examples(many, [EncodedText((1,), (1,))] * 4, SPEC, STRONG)
+    moved = pixels(load_batches(data, [[0, 1, 2, 3]], pad_id=0, seed=(1,)))
+    assert augmented == [(48, 32), (32, 320), (32, 500), (9, 12)]
+    still = pixels(load_batches(data, [[0, 1, 2, 3]], pad_id=0))
+    assert len(augmented) == 4
+    for sample in many:
+        assert torch.equal(still[sample.id], to_pixels(open_image(sample.image), SPEC))
+    for number in (0, 2):
+        again = pixels(load_batches(data, [[3, 1], [0, 2]], pad_id=0, seed=(1,), num_workers=number))
+        assert all(torch.equal(picture, moved[name]) for name, picture in again.items())
+
+
+def test_shrinking_first_hardly_changes_what_the_encoder_sees(tmp_path: Path) -> None:
+    """It is antialiased: a plain flip of a fine pattern gives the flipped pixels."""
+    Image.radial_gradient("L").resize((700, 500)).convert("RGB").save(tmp_path / "a.png")
+    data = Examples([Sample("a", tmp_path / "a.png")], [EncodedText((1,), (1,))], SPEC, Augmentation(flip=1))
+    flipped, plain = (pixels(load_batches(data, [[0]], pad_id=0, seed=seed))["a"] for seed in ((1,), None))
+    assert (flipped.flip(-1) - plain).abs().max() < 0.03
 
 
 # ── collation ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

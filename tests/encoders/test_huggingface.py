@@ -141,3 +141,45 @@ def test_a_folder_without_a_transform_is_refused(folders: Any, tmp_path: Path) -
     (place / "preprocessor_config.json").unlink()
     with pytest.raises(PartError, match="cannot be loaded"):
         build(Config(model=str(place)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_mean": None}, "no image_mean"),
+        ({"image_std": None, "do_normalize": True}, "no image_std"),
+        ({"image_std": 0.5}, "image_std is 0.5"),
+        ({"resample": 5}, "resample is 5"),
+        ({"resample": None}, "no resample"),
+        ({"size": {"longest_edge": 32}}, "size is {'longest_edge': 32}"),
+        ({"size": "32"}, "size is '32'"),
+        ({"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": {"height": 32}}, "crop_size is {'height': 32}"),
+    ],
+)
+def test_a_transform_that_cannot_be_followed_is_refused(folders: Any, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    changed = {"size": 32, "resample": 3, **changes}
+    with pytest.raises(PartError) as caught:
+        build(Config(model=settings(folders, tmp_path, changed)))
+    assert caught.value.given.endswith(said)
+    assert "preprocessor_config.json" in caught.value.given
+    assert caught.value.expected
+    assert "local copy" in caught.value.fix
+
+
+def test_pixels_that_are_not_normalized_stay_from_zero_to_one(folders: Any, tmp_path: Path) -> None:
+    changes = {"size": [32, 32], "do_normalize": False, "image_mean": None, "image_std": None}
+    spec = build(Config(model=settings(folders, tmp_path, changes))).image
+    assert (spec.mean, spec.std, spec.size) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (32, 32))
+
+
+def test_models_without_a_plain_grid_are_refused(tmp_path: Path) -> None:
+    """Swin merges its patches on the way."""
+    import transformers as t
+
+    config = t.SwinConfig(image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    t.SwinModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    transform = {"size": 32, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(transform))
+    with pytest.raises(PartError, match="SwinModel gives 64 tokens for a picture of 32 x 32 with patch_size 2") as caught:
+        build(Config(model=str(tmp_path)))
+    assert "timm" in caught.value.fix

@@ -55,6 +55,40 @@ def test_channels_last_models_keep_their_grid() -> None:
     assert tokens.grid == (7, 7)
 
 
+def block_names(model: str) -> list[set[str]]:
+    encoder = build(Config(model=model, pretrained=False))
+    names = {id(parameter): name for name, parameter in encoder.backbone.named_parameters()}
+    return [{names[id(parameter)] for parameter in block} for block in encoder.blocks]
+
+
+@pytest.mark.parametrize(
+    ("model", "last", "before"),
+    [
+        ("vit_tiny_patch16_224", {"blocks.11.", "norm."}, {"blocks.10."}),
+        ("test_vit", {"blocks.5.", "norm."}, {"blocks.4."}),
+        ("resnet18", {"layer4.1."}, {"layer4.0."}),
+        ("test_resnet", {"layer4.0."}, {"layer3.0."}),
+        ("tf_efficientnet_lite0", {"blocks.6.0.", "conv_head.", "bn2."}, {"blocks.5.3."}),
+        ("test_efficientnet", {"blocks.4.0.", "conv_head.", "bn2."}, {"blocks.3.0."}),
+        ("test_convnext", {"stages.3.blocks.1."}, {"stages.3.downsample.", "stages.3.blocks.0."}),
+        ("swin_tiny_patch4_window7_224", {"layers.3.blocks.1.", "norm."}, {"layers.3.downsample.", "layers.3.blocks.0."}),
+        # timm counts these ends as groups of their own: one of them alone would be no block to train
+        ("mobilenetv3_small_050", {"blocks.5.0."}, {"blocks.4.2."}),
+        ("hgnet_tiny", {"stages.3.downsample.", "stages.3.blocks.0."}, {"stages.2.blocks.1."}),
+        ("densenet121", {"features.denseblock4.denselayer16.", "features.norm5."}, {"features.denseblock4.denselayer15."}),
+        # blocks that are numbered within a word, or are a single layer
+        ("regnetx_002", {"s4.b7."}, {"s4.b6."}),
+        ("vgg11", {"features.18."}, {"features.16."}),
+    ],
+)
+def test_the_last_block_is_one_block(model: str, last: set[str], before: set[str]) -> None:
+    """`last_n: 1` trains the last block and the norm or convolution after it, not the block before."""
+    blocks = block_names(model)
+    for names, starts in ((blocks[-1], last), (blocks[-2], before)):
+        assert {start for start in starts if any(name.startswith(start) for name in names)} == starts
+        assert not [name for name in names if not name.startswith(tuple(starts))]
+
+
 @pytest.mark.parametrize("as_file", [True, False])
 def test_local_weights(weights: Path, as_file: bool) -> None:
     from safetensors.torch import load_file

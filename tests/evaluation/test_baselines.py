@@ -51,8 +51,33 @@ def test_shuffling_depends_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_there_must_be_another_image(count: int) -> None:
-    with pytest.raises(DataError, match=f"{count} sample"):
+    with pytest.raises(DataError, match=f"{count} samples"):
         shuffled(rows(["a"] * count), 0)
+
+
+def test_the_same_image_is_never_given_back() -> None:
+    """Many questions of few images, whose references rarely differ: more than shuffling may search."""
+    samples = [Sample(str(n), Path("many.png"), references=("yes",)) for n in range(400)]
+    samples += [Sample("few", Path("few.png"), references=("yes",)), Sample("no", Path("many.png"), references=("no",))]
+    for seed in range(5):
+        for before, after in zip(samples, shuffled(samples, seed), strict=True):
+            assert after.image == Path("few.png" if before.image.name == "many.png" else "many.png")
+    with pytest.raises(DataError, match="401 samples of 1 image"):
+        shuffled([item for item in samples if item.id != "few"], 0)
+
+
+def test_shuffling_looks_at_a_bounded_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, compared = rows(["same"] * 2000), []
+
+    class Watched(tuple):  # type: ignore[type-arg]
+        __hash__ = tuple.__hash__
+
+        def __ne__(self, other: object) -> bool:
+            compared.append(other)
+            return tuple.__ne__(self, other)
+
+    shuffled([replace(sample, references=Watched(sample.references)) for sample in samples], 0)
+    assert 0 < len(compared) <= baselines.DONOR_STEPS * len(samples)
 
 
 def test_most_frequent() -> None:

@@ -14,11 +14,14 @@ import torch
 import yaml
 
 import tiny
-from cli.running import TESTS, contents, kept_registry, read_table, write_table
+from cli.running import TESTS, contents, kept_registry, read_table, tiny_run, write_table
 from eyegraft import evaluate, load_recipe, train
+from eyegraft.cli.evaluate import _print_samples
 from eyegraft.composition import use_config_dir
-from eyegraft.errors import DataError
+from eyegraft.config import Data
+from eyegraft.errors import DataError, RunError
 from eyegraft.evaluation.baselines import shuffled
+from eyegraft.evaluation.run import _conclusions, _held_out
 from eyegraft.registry import use_plugin
 from eyegraft.tasks.caption import CaptionTask
 from eyegraft.types import Sample
@@ -37,7 +40,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluate")
-    tiny.shapes(root / "data", {"train": 9, "val": 3, "test": 7})
+    tiny.shapes(root / "data", {"train": 9, "val": 3, "test": 10})
     places = (f"data.base_dir={root / 'data'}", f"run_root={root / 'runs'}")
     short = ("stages.warm.epochs=2", "stages.finetune.epochs=1", "evaluation.num_resamples=200")
     with kept_registry():
@@ -63,7 +66,7 @@ def test_result_has_every_field(run: Path) -> None:
     assert result == json.loads((run / "evaluation" / "test.json").read_text(encoding="utf-8"))
     assert set(result) >= FIELDS
     assert (result["schema"], result["recipe"], result["task"], result["split"]) == (1, "tiny", "caption", "test")
-    assert (result["held_out"], result["num_samples"], result["seed"]) == ("pictures of other sizes", 7, 0)
+    assert (result["held_out"], result["num_samples"], result["seed"]) == ("pictures of other sizes", 10, 0)
     assert result["prompt"] == "Shape:"
     assert result["decoding"] == {"max_new_tokens": 24, "num_beams": 1, "do_sample": False, "template": "auto"}
     assert result["signature"], "metrics say their version"
@@ -81,7 +84,7 @@ def test_result_has_every_field(run: Path) -> None:
 def test_samples_file(run: Path) -> None:
     result = evaluate(run)["test"]
     table = read_table(run / "evaluation" / result["samples"])
-    assert [row["id"] for row in table] == [f"test/{n}" for n in range(12, 19)]
+    assert [row["id"] for row in table] == [f"test/{n}" for n in range(12, 22)]
     for row in table:
         assert list(row["answers"]) == SYSTEMS
         assert Path(row["image"]).is_file()
@@ -89,7 +92,7 @@ def test_samples_file(run: Path) -> None:
         assert set(row["scores"]) == set(result["differences"]["blank_image"])
     for name, values in result["systems"]["model"].items():
         if name in table[0]["scores"]:
-            assert math.fsum(row["scores"][name] for row in table) / 7 == pytest.approx(values["value"])
+            assert math.fsum(row["scores"][name] for row in table) / 10 == pytest.approx(values["value"])
     train = {reference["caption"] for reference in read_table(data_of(run) / "train.jsonl")}
     assert {row["answers"]["nearest_neighbour"] for row in table} <= train
     assert len({row["answers"]["most_frequent"] for row in table}) == 1
@@ -126,6 +129,44 @@ def test_named_splits_and_stage(run: Path) -> None:
     with pytest.raises(DataError, match="no split 'vall'") as caught:
         evaluate(run, splits=["vall"])
     assert "did you mean 'val'?" in caught.value.fix
+
+
+def test_what_training_saw_is_not_called_held_out(run: Path) -> None:
+    results = evaluate(run, splits=["train", "val", "test"])
+    assert results["train"]["held_out"] == "none: training saw these samples"
+    assert results["val"]["held_out"] == "none: these samples chose the checkpoint"
+    assert results["train"]["conclusions"][0] == "Not held out: training saw these samples."
+    assert results["val"]["conclusions"][0] == "Not held out: these samples chose the checkpoint."
+    assert not any("Not held out" in sentence for sentence in results["test"]["conclusions"])
+    said = Data(name="", tables={"train": "train.csv"}, held_out={"train": "new", "val": "other people"})
+    assert _held_out(said, "train") == "none: training saw these samples"
+    assert _held_out(said, "val") == "other people; but these samples chose the checkpoint"
+
+
+def test_an_earlier_stage_is_written_beside_the_headline(run: Path) -> None:
+    headline = evaluate(run)["test"]
+    before = contents(run / "evaluation")
+    result = evaluate(run, stage="warm")["test"]
+    assert (result["split"], result["samples"]) == ("test", "test@warm.samples.jsonl")
+    assert set(contents(run / "evaluation")) - set(before) == {"test@warm.json", "test@warm.samples.jsonl"}
+    assert before.items() <= contents(run / "evaluation").items()
+    assert json.loads((run / "evaluation" / "test@warm.json").read_text(encoding="utf-8")) == result
+    assert evaluate(run, stage="finetune")["test"]["samples"] == headline["samples"], "the last stage, named"
+
+
+def test_the_command_says_which_checkpoint_and_shows_its_answers(run: Path) -> None:
+    done = tiny_run("evaluate", str(run), "--stage", "warm", cwd=run)
+    assert done.returncode == 0, done.stderr
+    used = json.loads((run / "evaluation" / "test@warm.json").read_text(encoding="utf-8"))["checkpoint"]
+    assert f"checkpoint: stage warm, epoch {used['epoch']}, step {used['step']}\n" in done.stdout
+    assert "test/12 " in done.stdout
+
+
+def test_line_separators_within_answers_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"id": "a", "answers": {"model": "one\u2028two\x85three"}, "references": ["one"], "scores": {}}
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row, ensure_ascii=False) + "\n") * 2, encoding="utf-8")
+    _print_samples(tmp_path / "rows.jsonl")
+    assert len(capsys.readouterr().out.split("\n")) == 3
 
 
 # ── another table ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -169,17 +210,53 @@ def test_another_table_with_training_pictures_is_a_leak(run: Path, tmp_path: Pat
         evaluate(run, table=str(mixed))
 
 
-def test_another_table_where_the_recipe_cuts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("what", ["group", "picture"])
+def test_another_table_may_share_nothing_with_training(run: Path, tmp_path: Path, split: str, what: str) -> None:
+    table = read_table(data_of(run) / f"{split}.jsonl")[0]
+    new = tiny.picture(tmp_path / "new.png", "red", "circle", side=99)
+    if what == "picture":
+        shutil.copyfile(data_of(run) / table["image"], new)
+    group = table["group"] if what == "group" else "new"
+    place = write_table(tmp_path / "new.jsonl", [{"image": str(new), "caption": "a shape", "id": "new", "group": group}])
+    with pytest.raises(DataError, match=f"leak between splits: new holds 1 of the {what}s of {split}: "):
+        evaluate(run, table=str(place))
+
+
+def test_training_rows_that_became_test_rows_are_refused(run: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(data_of(run), tmp_path / "data")
+    plain = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    plain["data"]["base_dir"] = str(data)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True), encoding="utf-8")
+    evaluate(run)
+    train, val, test = (read_table(data / f"{split}.jsonl") for split in ("train", "val", "test"))
+    write_table(data / "test.jsonl", test[:-1])
+    evaluate(run)  # other test rows are nothing that training saw
+    write_table(data / "train.jsonl", train[1:])
+    write_table(data / "test.jsonl", [*test, train[0]])
+    for table in (None, str(other_table(tmp_path / "new", "new.csv"))):
+        with pytest.raises(RunError, match="train changed since this run was trained"):
+            evaluate(run, table=table)
+    write_table(data / "val.jsonl", val[1:])
+    with pytest.raises(RunError, match="train and val changed") as caught:
+        evaluate(run)
+    assert caught.value.expected
+    assert caught.value.fix
+
+
+def test_another_table_where_the_recipe_cuts_its_own(tmp_path: Path) -> None:
     data = tiny.shapes(tmp_path / "data", {"all": 9})
     use_config_dir(str(TESTS / "tinyparts" / "conf"))
     cut = "data.split={table: all.jsonl, fractions: {train: 0.6, val: 0.2, test: 0.2}}"
     words = (cut, "~data.tables", f"data.base_dir={data}", f"run_root={tmp_path / 'runs'}", "run_stages=[warm]", "stages.warm.epochs=1")
     made = train(load_recipe("tiny", *words))
-    with caplog.at_level(logging.WARNING, logger="eyegraft"):
-        result = evaluate(made, table=str(other_table(tmp_path / "new", "other.csv")))["other"]
-    assert list(result["systems"]) == SYSTEMS[:3]
-    assert "no training split, so no baseline most_frequent" in caplog.text
+    result = evaluate(made, table=str(other_table(tmp_path / "new", "other.csv")))["other"]
+    assert list(result["systems"]) == SYSTEMS, "the training split of the cut gives the baselines"
     assert set(evaluate(made)) == {"test"}
+    everything = write_table(tmp_path / "all.jsonl", [{**row, "image": str(data / row["image"])} for row in read_table(data / "all.jsonl")])
+    with pytest.raises(DataError, match="of the pictures of train") as caught:
+        evaluate(made, table=str(everything))
+    assert "of the pictures of val" in caught.value.given
 
 
 # ── baselines, and what is said of them ──────────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +281,7 @@ def test_shuffled_images_have_no_fixed_points(seed: int) -> None:
 def test_shuffled_images_of_equal_references_still_move() -> None:
     samples = [sample(n, "the same") for n in range(4)]
     assert all(before.image != after.image for before, after in zip(samples, shuffled(samples, 0), strict=True))
-    with pytest.raises(DataError, match="1 sample to shuffle"):
+    with pytest.raises(DataError, match="1 samples of 1 image"):
         shuffled(samples[:1], 0)
 
 
@@ -237,3 +314,34 @@ def test_fewer_baselines(run: Path) -> None:
     plain["evaluation"]["baselines"] = ["most_frequent"]
     (run / "recipe.yaml").write_text(yaml.safe_dump(plain, allow_unicode=True), encoding="utf-8")
     assert list(evaluate(run)["test"]["systems"]) == ["model", "most_frequent"]
+
+
+def gap(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def test_conclusions_know_the_direction_and_skip_metrics_without_samples() -> None:
+    systems = {"model": {"bleu": {}, "rmse": {}, "exact": {}}}
+    lower = {"bleu": True, "rmse": False, "exact": True}
+    differences = {
+        "blank_image": {"rmse": gap(-2, -3, -1), "exact": gap(0, 0, 0)},
+        "shuffled_image": {"rmse": gap(2, 1, 3)},
+        "most_frequent": {"rmse": gap(0.5, -1, 2)},
+    }
+    better, worse, neither = _conclusions(systems, differences, lower, 10)
+    assert better == "The model beats the same model on blank images on rmse by -2.000 [-3.000, -1.000]."
+    assert worse.startswith("The model loses to the same model on shuffled images on rmse")
+    assert neither.startswith("The model cannot be told apart from")
+    assert _conclusions({"model": {"bleu": {}}}, {"blank_image": {}}, {}, 10) == []
+    few = _conclusions(systems, differences, lower, 9)
+    assert len(few) == 3
+    assert all("too few samples (9) to tell" in text and "beats" not in text and "loses" not in text for text in few)
+
+
+def test_one_image_has_no_shuffled_baseline(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = other_table(tmp_path / "new", "one.csv")
+    table.write_text("".join(table.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
+    with caplog.at_level(logging.WARNING, logger="eyegraft"):
+        result = evaluate(run, table=str(table))["one"]
+    assert list(result["systems"]) == [system for system in SYSTEMS if system != "shuffled_image"]
+    assert "fewer than two images, so no baseline shuffled_image" in caplog.text

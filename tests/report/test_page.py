@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
 import re
 import shutil
+import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from eyegraft.errors import RunError
 from eyegraft.report import write_report
+from eyegraft.report.gallery import thumbnail
 from eyegraft.report.page import Figure, _verdict
 from eyegraft.report.words import duration, higher_is_better, number
 
@@ -127,6 +133,52 @@ def test_a_missing_picture_leaves_a_note(page: Page) -> None:
     assert page.count("img") == 96 - missing
 
 
+def _bad_picture(path: Path, kind: str) -> None:
+    if kind == "postscript":
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    elif kind == "huge":
+        header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\4IDAT" + b"\0" * 8
+        )
+    elif kind == "torn":
+        Image.effect_noise((64, 64), 90).save(path, "PNG")
+        path.write_bytes(path.read_bytes()[:900])
+    elif kind == "float":
+        Image.new("F", (4, 4)).save(path, "TIFF")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("none", "picture missing"),
+        ("postscript", "picture unreadable"),
+        ("huge", "picture too large"),
+        ("torn", "picture unreadable"),
+        ("float", "picture unreadable"),
+    ],
+)
+def test_a_picture_that_cannot_be_shown_is_a_note(tmp_path: Path, kind: str, said: str) -> None:
+    """They are opened under the same limits as for training, and never stop the page."""
+    _bad_picture(tmp_path / "a.png", kind)
+    assert thumbnail("a.png", tmp_path) == (None, said)
+
+
+def test_thumbnails_are_upright_small_and_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (800, 400), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (800, 400)).save(tmp_path / "turned.jpg", exif=exif)
+    shown = {}
+    for name in ("clear.png", "turned.jpg"):
+        uri, _ = thumbnail(name, tmp_path)
+        assert uri is not None
+        shown[name] = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert shown["clear.png"].size == (160, 80)
+    assert shown["clear.png"].convert("RGB").getpixel((5, 5)) == (255, 255, 255)
+    assert shown["turned.jpg"].size == (80, 160)
+
+
 def test_a_large_gallery_is_capped_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eyegraft.report.gallery.PICTURE_BUDGET", 20_000)
     page = read(folders.make_run(tmp_path, num_samples=300))
@@ -136,8 +188,14 @@ def test_a_large_gallery_is_capped_and_says_so(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "report.html").stat().st_size < 3_000_000
 
 
+def test_few_samples_give_no_verdict(tmp_path: Path) -> None:
+    page = read(folders.make_run(tmp_path, num_samples=4))
+    assert "Too few samples (4) to tell it from a baseline." in page.text
+    assert "Better than" not in page.text
+
+
 def test_a_lost_comparison_is_plain(tmp_path: Path) -> None:
-    folders.make_run(tmp_path, num_samples=4)
+    folders.make_run(tmp_path, num_samples=12)
     path = tmp_path / "evaluation" / "test.json"
     entry = json.loads(path.read_text(encoding="utf-8"))
     entry["differences"]["nearest_neighbour"]["exact_match"] = {"value": -0.2, "low": -0.3, "high": -0.1}
@@ -168,7 +226,7 @@ def test_a_lead_counts_when_its_interval_leaves_zero(figure: Figure, higher: boo
 
 
 def test_other_tasks_bring_their_own_metrics(tmp_path: Path) -> None:
-    folders.make_run(tmp_path, num_samples=6)
+    folders.make_run(tmp_path, num_samples=12)
     systems = {
         "model": {"rmse_kelvin": {"value": 2.1, "low": 2.0, "high": 2.2}, "r2": {"value": 0.9, "low": None, "high": None}},
         "climatology": {"rmse_kelvin": {"value": 4.4, "low": 4.2, "high": 4.6}},

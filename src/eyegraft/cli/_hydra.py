@@ -9,8 +9,8 @@ from typing import Any
 
 import hydra
 
-from eyegraft.composition import hydra_overrides, register_defaults, stop_at_unknown_recipe, to_plain, validate
-from eyegraft.errors import EyegraftError
+from eyegraft.composition import hydra_overrides, register_defaults, stop_at_hydra_settings, stop_at_unknown_recipe, to_plain, validate
+from eyegraft.errors import EyegraftError, RecipeError
 
 _options: dict[str, Any] = {}
 
@@ -18,6 +18,10 @@ _options: dict[str, Any] = {}
 def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: bool) -> None:
     """Hand the arguments to Hydra, which calls `_job` once, or once a combination of a sweep."""
     _options.update(resume=resume, fresh=fresh, debug=debug)
+    for word in words:
+        if word.startswith(("--config-", "-cd", "-cp", "-cn")):  # a folder that Hydra would read unseen by `stop_at_hydra_settings`
+            raise RecipeError(word, "folders of recipes by --config-dir alone", "--config-dir FOLDER recipe=NAME")
+    stop_at_hydra_settings(words)
     register_defaults()
     flags = [word for word in words if word.startswith("-")]
     values = {"job", "hydra", "all"}  # what may follow --cfg; everything else is an override

@@ -12,8 +12,14 @@ HELP = "evaluate a run beside its baselines, and write its report"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--split", action="append", help="a split (again for more); the recipe's by default")
-    parser.add_argument("--stage", help="the stage whose best checkpoint is used; the last by default")
-    parser.add_argument("--data", metavar="TABLE", help="another table with the same columns, in place of the recipe's splits")
+    parser.add_argument(
+        "--stage", help="the stage whose best checkpoint is used; the last by default, and another one writes SPLIT@STAGE.json"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="TABLE",
+        help="another table with the same columns, in place of the recipe's splits; it may share nothing with train or val",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
@@ -27,9 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return
-    for split, result in results.items():
+    for result in results.values():
         _print(result)
-        _print_samples(Path(arguments.run) / "evaluation" / f"{split}.samples.jsonl")
+        _print_samples(Path(arguments.run).expanduser() / "evaluation" / result["samples"])
     print(f"\nreport: {write_report(arguments.run)}")
 
 
@@ -48,13 +54,16 @@ def _print(result: dict[str, Any]) -> None:
     console.print(table)
     for sentence in result["conclusions"]:
         console.print(sentence, markup=False, highlight=False)
+    used = result["checkpoint"]
+    console.print(f"checkpoint: stage {used['stage']}, epoch {used['epoch']}, step {used['step']}", markup=False, highlight=False)
 
 
 def _print_samples(file: Path, count: int = 8) -> None:
     """Some answers beside their references, evenly spread over the split."""
     import json
 
-    lines = file.read_text(encoding="utf-8").splitlines()
+    with file.open(encoding="utf-8") as stream:  # str.splitlines also cuts at U+2028, which JSON leaves as it is
+        lines = list(stream)
     for line in lines[:: max(1, len(lines) // count)][:count]:
         row = json.loads(line)
         mark = "=" if row["scores"].get("exact_match") == 1 else "≠"

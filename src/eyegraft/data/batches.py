@@ -66,7 +66,9 @@ class Examples(Dataset[Item]):
         except EyegraftError as error:
             raise type(error)(f"sample {sample.id!r}: {error.given}", error.expected, error.fix) from error
         except OSError as error:
-            raise DataError(f"sample {sample.id!r}: image {sample.image}: {error}", "a file that can be read", "restore the file") from error
+            raise DataError(
+                f"sample {sample.id!r}: image {sample.image}: {error}", "a file that can be read", "restore the file"
+            ) from error
 
     def _pixels(self, sample: Sample, seed: int | None) -> torch.Tensor:
         if self.augmentation is None or seed is None:

@@ -67,18 +67,25 @@ def build(config: Config) -> HuggingFaceEncoder:
 
     name = resolve(config.model)
     try:
-        architecture = AutoConfig.from_pretrained(name, revision=config.revision)
+        architecture = AutoConfig.from_pretrained(name, revision=config.revision, trust_remote_code=False)
         model = (
-            AutoModel.from_pretrained(name, revision=config.revision, dtype=torch.float32)  # else the file's own, which pixels do not have
+            AutoModel.from_pretrained(
+                name,
+                revision=config.revision,
+                dtype=torch.float32,  # else the file's own, which pixels do not have
+                trust_remote_code=False,
+                use_safetensors=True,  # never a pickle
+            )
             if config.pretrained
-            else AutoModel.from_config(architecture, dtype=torch.float32)
+            else AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False)
         )
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=config.revision)
     except (OSError, ValueError) as error:
         raise PartError(
             f"vision_encoder.model: {config.model!r} cannot be loaded: {str(error).splitlines()[0]}",
             "a hub name that this machine can reach, or a folder with config.json, preprocessor_config.json and model.safetensors",
-            "check the name; offline, download the folder elsewhere and give its path",
+            "check the name; offline, download the folder elsewhere and give its path; convert pickled weights (*.bin) to safetensors; "
+            "code in a model's folder is never run",
         ) from error
     backbone = getattr(model, "vision_model", model)  # a two-tower model such as CLIP: keep the eye
     image = _image_spec(settings, config.model)
@@ -93,13 +100,15 @@ def _image_spec(settings: Mapping[str, Any], model: str) -> ImageSpec:
     cropped = _height_width(settings.get("crop_size") or resized, "crop_size", model) if settings.get("do_center_crop") else resized
     short_side_only = isinstance(settings.get("size"), Mapping) and "shortest_edge" in settings["size"]
     resample = settings.get("resample", 3)
-    if resample not in _RESAMPLING:
+    if resample not in tuple(_RESAMPLING):  # it may be a list or null
         raise _unusable(model, "resample", resample, f"one of {', '.join(f'{number} ({name})' for number, name in _RESAMPLING.items())}")
-    normalized = settings.get("do_normalize") is not False
-    mean, std = ((settings.get("image_mean"), settings.get("image_std")) if normalized else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    mean: Any = settings.get("image_mean")
+    std: Any = settings.get("image_std")
+    if settings.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     for key, values in (("image_mean", mean), ("image_std", std)):
         if not isinstance(values, list | tuple) or not values:
-            raise _unusable(model, key, values, "a list of one number per channel, or do_normalize false")
+            raise _unusable(model, key, values, "one number per channel, or do_normalize false")
     return ImageSpec(
         size=cropped,
         mean=tuple(mean),
@@ -113,7 +122,7 @@ def _image_spec(settings: Mapping[str, Any], model: str) -> ImageSpec:
 def _height_width(size: Any, key: str, model: str) -> tuple[int, int]:
     if isinstance(size, Mapping):
         side = size.get("shortest_edge")
-        pair = (side, side) if side else (size.get("height"), size.get("width"))
+        pair: tuple[Any, ...] = (side, side) if side else (size.get("height"), size.get("width"))
     else:
         pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):

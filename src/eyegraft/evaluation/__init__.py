@@ -14,8 +14,12 @@ def evaluate(
 
     Args:
         splits: None takes the recipe's `evaluation.splits`.
-        stage: which stage's best checkpoint; None the last.
+        stage: which stage's best checkpoint; None the last. What another one gives is written to `<split>@<stage>.json`.
         table: another table of the same columns, evaluated in place of the recipe's splits.
+
+    Raises:
+        RunError: `train` or `val` are no longer what the run was trained on.
+        DataError: there is no such split, or `table` shares a group or a byte-identical picture with `train` or `val`.
     """
     from eyegraft.evaluation.run import evaluate_run
 

@@ -1,4 +1,7 @@
-"""Answers that need no trained graft. A result that does not beat them says nothing about the image."""
+"""Dumb answers. A result that does not beat them says nothing about the image.
+
+The model's own without the right image; the training set's most frequent one; retrieval by the run's encoder, as trained as it is.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ from eyegraft.types import Batch, Sample
 RETRIEVAL_LIMIT = 20_000
 """Training images that retrieval searches at most; a seeded draw of a larger set."""
 
+DONOR_STEPS = 50
+"""Samples that shuffling looks at, for each one, to find an image with other references."""
+
 
 def blank(batch: Batch) -> Batch:
     """Every pixel the mean colour of the encoder's pretraining data (0 after normalisation)."""
@@ -27,21 +33,24 @@ def blank(batch: Batch) -> Batch:
 
 
 def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """Every sample with the image of another one that has other references, where there is one. Prompts and references stay.
+    """Every sample with another image: of a sample with other references, where one is near. Prompts and references stay.
 
     Raises:
-        DataError: there are fewer than two samples.
+        DataError: the samples show fewer than two images.
     """
-    if len(samples) < 2:
-        raise DataError(f"{len(samples)} sample to shuffle images among", "at least 2", "evaluate on more samples")
-    order = list(range(len(samples)))
+    order = list(samples)
     random.Random(derived_seed("shuffle", seed)).shuffle(order)
+    images = list(dict.fromkeys(sample.image for sample in order))
+    if len(images) < 2:
+        raise DataError(f"{len(samples)} samples of {len(images)} image to shuffle", "at least 2 images", "evaluate on more images")
     donors = {}
-    for place, position in enumerate(order):
-        others = (order[(place + step) % len(order)] for step in range(1, len(order)))
-        fallback = order[(place + 1) % len(order)]
-        donors[position] = next((other for other in others if samples[other].references != samples[position].references), fallback)
-    return [replace(sample, image=samples[donors[position]].image) for position, sample in enumerate(samples)]
+    for place, sample in enumerate(order):
+        near = (order[(place + step) % len(order)] for step in range(1, min(len(order), DONOR_STEPS + 1)))
+        others = [other for other in near if other.image != sample.image]
+        best = next((other.image for other in others if other.references != sample.references), None)
+        last_resort = images[0] if images[0] != sample.image else images[1]
+        donors[sample.id] = best or (others[0].image if others else last_resort)
+    return [replace(sample, image=donors[sample.id]) for sample in samples]
 
 
 def most_frequent(train: Sequence[Sample], count: int) -> list[str]:

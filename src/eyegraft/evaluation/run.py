@@ -7,13 +7,14 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from eyegraft.answering import answer_samples
 from eyegraft.config import Data, Recipe
 from eyegraft.data.samples import PreparedData, load_samples
-from eyegraft.errors import DataError, nearest
+from eyegraft.errors import DataError, RunError, nearest, shown
 from eyegraft.evaluation import baselines
 from eyegraft.metrics._bootstrap import interval, paired_interval
 from eyegraft.model import Graft
@@ -25,6 +26,10 @@ from eyegraft.types import Sample, Scores
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
+MIN_SAMPLES = 10
+"""Fewer samples than this decide nothing: a bootstrap interval of so few is too narrow."""
+
+_NOT_HELD_OUT = {"train": "training saw these samples", "val": "these samples chose the checkpoint"}
 _NAMES = {
     "blank_image": "the same model on blank images",
     "shuffled_image": "the same model on shuffled images",
@@ -37,30 +42,66 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
     """See `eyegraft.evaluation.evaluate`."""
     opened = read_run(run)
     recipe = opened.recipe
-    config, wanted = _asked(recipe, splits, table)
-    data = load_samples(config)
+    data = load_samples(recipe.data)
+    _stop_at_other_data(opened, data)
+    wanted = splits or recipe.evaluation.splits
+    if table is not None:
+        data, name = _with_table(recipe, data, table)
+        wanted = [name]
     for split in wanted:
         if split not in data.splits:
             raise DataError(f"no split {split!r}", f"one of {', '.join(data.splits)}", nearest(split, data.splits))
     model, task, checkpoint = load_model(opened, stage)
-    results = {}
-    for split in wanted:
-        results[split] = _evaluate_split(opened, model, task, checkpoint, data, split)
-    return results
+    suffix = f"@{stage}" if stage is not None and checkpoint != opened.checkpoint() else ""
+    return {split: _evaluate_split(opened, model, task, checkpoint, data, split, f"{split}{suffix}") for split in wanted}
 
 
-def _asked(recipe: Recipe, splits: Sequence[str] | None, table: str | None) -> tuple[Data, Sequence[str]]:
-    if table is None:
-        return recipe.data, splits or recipe.evaluation.splits
+def _stop_at_other_data(run: Run, data: PreparedData) -> None:
+    """Rows that were trained on may otherwise stand in `test` by now."""
+    before = run.facts.get("data", {}).get("splits")
+    if before is None:
+        return
+    changed = [split for split in _NOT_HELD_OUT if before.get(split, {}).get("sha256") != data.split_sha256.get(split)]
+    if changed:
+        raise RunError(
+            f"{run.folder}: {' and '.join(changed)} changed since this run was trained",
+            "the rows and images of training: a sample that was trained on may be a test sample now",
+            "restore the tables and images that the run was trained on, or train again",
+        )
+
+
+def _with_table(recipe: Recipe, data: PreparedData, table: str) -> tuple[PreparedData, str]:
+    """The recipe's splits and the table's, and the table's name among them."""
     name = re.sub(r"[^\w.-]+", "_", Path(table).stem)
-    if name in recipe.data.tables or (recipe.data.split is not None and name in recipe.data.split.fractions):
+    if name in data.splits or name in _NOT_HELD_OUT:
         name += "-other"  # never over the result of the recipe's own split, nor under what is said of it
-    tables = {key: value for key, value in recipe.data.tables.items() if key == "train"}
-    tables[name] = table if table.startswith("hub:") else str(Path(table).expanduser().resolve())
-    return recipe.data.model_copy(update={"tables": tables, "split": None}), [name]
+    place = table if table.startswith("hub:") else str(Path(table).expanduser().resolve())
+    new = load_samples(recipe.data.model_copy(update={"tables": {name: place}, "split": None}))
+    _stop_at_shared(data, new.splits[name], name)
+    splits, hashes = {**data.splits, **new.splits}, {**data.split_sha256, **new.split_sha256}
+    return replace(data, splits=splits, split_sha256=hashes), name
 
 
-def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: PreparedData, split: str) -> dict[str, Any]:
+def _stop_at_shared(data: PreparedData, samples: Sequence[Sample], name: str) -> None:
+    """The same rule as between the recipe's own splits (docs/data.md, Leaks)."""
+    groups = {sample.group for sample in samples if sample.group is not None}
+    pictures = {file_sha256(image) for image in {sample.image for sample in samples}}
+    faults = []
+    for split in _NOT_HELD_OUT:
+        there = data.splits.get(split, [])
+        if shared := sorted({sample.group for sample in there if sample.group is not None} & groups):
+            faults.append(f"{len(shared)} of the groups of {split}: {shown(shared)}")
+        if alike := [str(image) for image in sorted({sample.image for sample in there}) if file_sha256(image) in pictures]:
+            faults.append(f"{len(alike)} of the pictures of {split}: {shown(alike)}")
+    if faults:
+        raise DataError(
+            f"leak between splits: {name} holds " + "; ".join(faults),
+            "a table that shares no group and no byte-identical picture with train and val",
+            "leave these rows out of the table",
+        )
+
+
+def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: PreparedData, split: str, file_name: str) -> dict[str, Any]:
     started, recipe, samples = time.monotonic(), run.recipe, data.splits[split]
     answers = _all_answers(recipe, model, task, data, split)
     scored = {system: task.score(given, samples) for system, given in answers.items()}
@@ -81,12 +122,16 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
         if system != "model"
     }
     config = read_config(checkpoint)
+    higher_is_better = {name: scored["model"].higher_is_better.get(name, True) for name in scored["model"].corpus}
+    conclusions = _conclusions(systems, differences, higher_is_better, len(samples))
+    if split in _NOT_HELD_OUT:
+        conclusions.insert(0, f"Not held out: {_NOT_HELD_OUT[split]}.")
     result = {
         "schema": SCHEMA,
         "recipe": recipe.recipe,
         "task": task.name,
         "split": split,
-        "held_out": recipe.data.held_out.get(split, ""),
+        "held_out": _held_out(recipe.data, split),
         "num_samples": len(samples),
         "data": {"name": recipe.data.name, "about": recipe.data.about, "sha256": data.split_sha256[split]},
         "checkpoint": {
@@ -98,20 +143,27 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
         "prompt": task.prompt,
         "decoding": task.decoding,
         "signature": dict(scored["model"].signature),
-        "higher_is_better": {name: scored["model"].higher_is_better.get(name, True) for name in scored["model"].corpus},
+        "higher_is_better": higher_is_better,
         "versions": versions(),
         "num_resamples": resamples,
         "systems": systems,
         "differences": differences,
-        "conclusions": _conclusions(systems, differences),
-        "samples": f"{split}.samples.jsonl",
+        "conclusions": conclusions,
+        "samples": f"{file_name}.samples.jsonl",
         "seconds": round(time.monotonic() - started, 1),
     }
     folder = run.folder / "evaluation"
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{split}.samples.jsonl", "".join(_sample_lines(samples, answers, scored["model"])))
-    write_atomically(folder / f"{split}.json", json.dumps(result, indent=1, ensure_ascii=False))
+    write_atomically(folder / f"{file_name}.samples.jsonl", "".join(_sample_lines(samples, answers, scored["model"])))
+    write_atomically(folder / f"{file_name}.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+def _held_out(data: Data, split: str) -> str:
+    said = data.held_out.get(split, "")
+    if split == "val" and said:
+        return f"{said}; but {_NOT_HELD_OUT[split]}"
+    return f"none: {_NOT_HELD_OUT[split]}" if split in _NOT_HELD_OUT else said
 
 
 def _all_answers(recipe: Recipe, model: Graft, task: Task, data: PreparedData, split: str) -> dict[str, list[str]]:
@@ -127,6 +179,8 @@ def _all_answers(recipe: Recipe, model: Graft, task: Task, data: PreparedData, s
     for name in settings.baselines:
         if name == "blank_image":
             found[name] = answers(samples, "blank images", baselines.blank)
+        elif name == "shuffled_image" and len({sample.image for sample in samples}) < 2:
+            log.warning("%s: fewer than two images, so no baseline %s", split, name)
         elif name == "shuffled_image":
             found[name] = answers(baselines.shuffled(samples, recipe.seed), "shuffled images")
         elif not train:
@@ -151,20 +205,27 @@ def _with_intervals(scores: Scores, resamples: int, seed: int) -> dict[str, dict
     return table
 
 
-def _conclusions(systems: Mapping[str, Any], differences: Mapping[str, Any]) -> list[str]:
-    """One sentence a baseline on the task's first metric: better, worse, or not to be told apart."""
-    metric = next(iter(systems["model"]))
+def _conclusions(
+    systems: Mapping[str, Any], differences: Mapping[str, Any], higher_is_better: Mapping[str, bool], num_samples: int
+) -> list[str]:
+    """One sentence a baseline on the task's first metric with paired differences: better, worse, or not to be told apart."""
+    metric = next((name for name in systems["model"] if all(name in table for table in differences.values())), None)
+    if metric is None:
+        return []
     sentences = []
     for system, table in differences.items():
         gap = table[metric]
-        shown = f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        low, high = (gap["low"], gap["high"]) if higher_is_better.get(metric, True) else (-gap["high"], -gap["low"])
+        shown_gap = f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
         name = _NAMES.get(system, system)
-        if gap["low"] > 0:
-            sentences.append(f"The model beats {name} on {metric} by {shown}.")
-        elif gap["high"] < 0:
-            sentences.append(f"The model loses to {name} on {metric}: {shown}.")
+        if num_samples < MIN_SAMPLES:
+            sentences.append(f"The model against {name} on {metric}: too few samples ({num_samples}) to tell; {shown_gap}.")
+        elif low > 0:
+            sentences.append(f"The model beats {name} on {metric} by {shown_gap}.")
+        elif high < 0:
+            sentences.append(f"The model loses to {name} on {metric}: {shown_gap}.")
         else:
-            sentences.append(f"The model cannot be told apart from {name} on {metric}: {shown}.")
+            sentences.append(f"The model cannot be told apart from {name} on {metric}: {shown_gap}.")
     return sentences
 
 

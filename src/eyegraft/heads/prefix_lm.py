@@ -30,7 +30,10 @@ class Config(Strict):
 class PrefixLM(nn.Module):
     def __init__(self, backbone: nn.Module, tokenizer: Any) -> None:
         super().__init__()
+        from transformers import GenerationConfig
+
         self.backbone: Any = backbone
+        self.backbone.generation_config = GenerationConfig()  # else a model's own penalties slip into answers without a word
         self.tokenizer = tokenizer
         self.context_length = int(getattr(self.backbone.config, "max_position_embeddings", 0) or 2**31)
 
@@ -84,11 +87,11 @@ def build(config: Config, *, in_dim: int) -> PrefixLM:
     architecture = _architecture(config)
     name, dtype = resolve(config.model), getattr(torch, config.dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision, trust_remote_code=False)
         model = (
-            AutoModelForCausalLM.from_pretrained(name, revision=config.revision, dtype=dtype)
+            AutoModelForCausalLM.from_pretrained(name, revision=config.revision, dtype=dtype, trust_remote_code=False, use_safetensors=True)
             if config.pretrained
-            else AutoModelForCausalLM.from_config(architecture, dtype=dtype)
+            else AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=False)
         )
     except (OSError, ValueError) as error:
         raise _unloadable(config, error) from error
@@ -112,7 +115,7 @@ def _architecture(config: Config) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(resolve(config.model), revision=config.revision)
+        return AutoConfig.from_pretrained(resolve(config.model), revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unloadable(config, error) from error
 
@@ -121,5 +124,6 @@ def _unloadable(config: Config, error: Exception) -> PartError:
     return PartError(
         f"head.model: {config.model!r} cannot be loaded: {str(error).splitlines()[0]}",
         "packaged:NAME, a hub name that this machine can reach, or a folder with config.json, tokenizer files and model.safetensors",
-        "check the name; offline, download the folder elsewhere and give its path",
+        "check the name; offline, download the folder elsewhere and give its path; convert pickled weights (*.bin) to safetensors; "
+        "code in a model's folder is never run",
     )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eyegraft.config import Data
 from eyegraft.data.images import MISSING, TOO_LARGE, check_image, open_image
 from eyegraft.errors import DataError
 from eyegraft.report.reading import finite, mapping
@@ -22,6 +21,8 @@ OPEN_CARDS = 60
 """Samples shown before the reader asks for more."""
 MAX_REFERENCES = 5
 THUMBNAIL_PX = 160
+MAX_PIXELS = 89_478_485
+"""Larger pictures are not decoded: Pillow's own limit for one that is no decompression bomb."""
 PICTURE_BUDGET = 2_000_000
 """Characters of embedded pictures per split; later cards go without, so that the page can be sent by mail."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
+from eyegraft.evaluation.run import MIN_SAMPLES
 from eyegraft.report import charts, words
 from eyegraft.report.gallery import MAX_CARDS, THUMBNAIL_PX, Gallery, build_gallery
 from eyegraft.report.reading import Run, Stage, finite, mapping, read_run
@@ -216,6 +217,9 @@ def _verdicts(info: Mapping[str, Any], table: Mapping[str, Mapping[str, Figure]]
     rival = _best_system(table, [system for system in table if system != MODEL], metric, higher)
     if rival is None:
         return [Verdict("unclear", "There is no baseline to compare with.")]
+    samples = finite(info.get("num_samples"))
+    if samples is not None and samples < MIN_SAMPLES:
+        return [Verdict("unclear", f"Too few samples ({words.count(samples)}) to tell it from a baseline.")]
     differences = mapping(info.get("differences"))
 
     def difference(system: str) -> Figure:
