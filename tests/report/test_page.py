@@ -232,7 +232,7 @@ def test_other_tasks_bring_their_own_metrics(tmp_path: Path) -> None:
         "climatology": {"rmse_kelvin": {"value": 4.4, "low": 4.2, "high": 4.6}},
     }
     differences = {"climatology": {"rmse_kelvin": {"value": -2.3, "low": -2.5, "high": -2.1}}}
-    folders.add_evaluation(tmp_path, "test", 6, systems=systems, differences=differences)
+    folders.add_evaluation(tmp_path, "test", 12, systems=systems, differences=differences)
     rows = [{"id": i, "references": [270.5 + i], "answers": {"model": 271.0}, "scores": {"rmse_kelvin": float(i)}} for i in range(3)]
     (tmp_path / "evaluation" / "test.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     text = " ".join(read(tmp_path).text.split())
