@@ -104,3 +104,14 @@ def test_recipe_without_data_of_its_own_says_so(tmp_path: Path) -> None:
     done = run("prepare", "recipe=demo", "prepare=null", cwd=tmp_path)
     assert done.returncode == 2
     assert "has no `prepare`" in done.stderr
+
+
+def test_a_torn_copy_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed `prepare` left half-written is not taken for a picture."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    assert run("prepare", "recipe=demo", cwd=tmp_path).returncode == 0
+    image = next((tmp_path / "data").rglob("*.webp"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:50])
+    assert run("prepare", "recipe=demo", cwd=tmp_path).returncode == 0
+    assert image.read_bytes() == whole

@@ -59,8 +59,10 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
 def _row(style: str, concept: dict[str, str], target: Path) -> dict[str, str]:
     image = Path("images") / style / f"{concept['codepoint']}.webp"
     (target / image).parent.mkdir(parents=True, exist_ok=True)
-    if not (target / image).exists():
-        shutil.copyfile(HERE / image, target / image)
+    if not (target / image).exists() or (target / image).stat().st_size != (HERE / image).stat().st_size:
+        half = (target / image).with_suffix(".half")  # a copy that is killed must not pass for a picture the next time
+        shutil.copyfile(HERE / image, half)
+        half.replace(target / image)
     return {
         "id": f"{style}/{concept['codepoint']}",
         "image": image.as_posix(),
