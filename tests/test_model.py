@@ -32,7 +32,7 @@ CHAINS = [
 
 
 def batch_for(model: Any, *, seed: int = 0) -> Any:
-    pixels = torch.randn(2, 3, *model.encoders["image"].image.size, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randn(2, 3, *model.encoders["image"].spec.size, generator=torch.Generator().manual_seed(seed))
     return tiny.text_batch(model.head.tokenizer, PAIRS, pixels)
 
 

@@ -42,7 +42,7 @@ def names(model: nn.Module, prefix: str) -> set[str]:
 
 def batch_for(model: Any, rows: slice = slice(None)) -> Any:
     """The same pixels for a row whichever rows are taken."""
-    spec = model.encoders["image"].image
+    spec = model.encoders["image"].spec
     pixels = torch.randn(len(PAIRS), 3, *spec.size, generator=torch.Generator().manual_seed(2))
     return tiny.text_batch(model.head.tokenizer, PAIRS[rows], pixels[rows])
 

@@ -40,7 +40,7 @@ def answer_samples(
     tokenizer = model.head.tokenizer
     texts = [task.encode(sample, tokenizer, learn=False) for sample in samples]
     _stop_at_long_prompts(model, samples, texts, device)
-    examples = Examples(samples, texts, model.encoders["image"].image)  # type: ignore[arg-type]
+    examples = Examples(samples, texts, model.encoders["image"].spec)  # type: ignore[arg-type]
     order = batches_in_order(len(samples), batch_size)
     answers: list[str] = []
     with progress(label, len(samples)) as advance:
@@ -53,7 +53,7 @@ def answer_samples(
 
 def _stop_at_long_prompts(model: Graft, samples: Sequence[Sample], texts: Sequence[EncodedText], device: torch.device) -> None:
     """A prompt must leave room for an answer in the language model's context."""
-    spec: Any = model.encoders["image"].image
+    spec: Any = model.encoders["image"].spec
     image_tokens = model.image_tokens(torch.zeros(1, spec.channels, *spec.size, device=device))
     limit = model.head.context_length
     long = [sample.id for sample, text in zip(samples, texts, strict=True) if image_tokens + len(text.input_ids) >= limit]

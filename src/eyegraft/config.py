@@ -38,7 +38,8 @@ class Columns(Strict):
 
     Attributes:
         image: path of the image file, or the image itself in a set of `datasets`.
-        references: the text to learn, or a list of texts of which each is right.
+        text: words beside the picture, as a second input; an empty cell means that there are none.
+        references: the text to learn, or a list of texts of which each is right; of a label task, the label or the list of labels.
         prompt: what is asked of this image, where the task's own prompt will not do.
         id: unique name of a row; None numbers them.
         group: rows of one group never cross splits; None takes the image.
@@ -46,6 +47,7 @@ class Columns(Strict):
     """
 
     image: str = "image"
+    text: str | None = None
     references: str | None = "caption"
     prompt: str | None = None
     id: str | None = None
@@ -88,6 +90,10 @@ class Data(Strict):
         max_bad_fraction: the run stops when more rows than this are quarantined.
         max_pixels: larger images are refused before they are decoded.
         check: `decode` reads every image once before training, `header` only its size.
+        fit: how a picture is brought to the encoder's size: as its weights say (`encoder`), or `crop`, `squash`, `pad` (grey-128 around it).
+        merge_references: outside `train`, rows of one picture and prompt become one sample with several right answers. Not for labels.
+        image_optional: an empty image cell is a row without a picture; without this it is a bad row.
+        near_duplicates: pictures that look alike in a training split and another one: `refuse`, `move` all to the split of the first, or `allow`.
         num_workers: processes that decode images ahead of training; results are the same with any number.
     """
 
@@ -101,6 +107,10 @@ class Data(Strict):
     max_bad_fraction: Fraction = 0.01
     max_pixels: Positive = 89_478_485  # Pillow's own limit for a picture that is no decompression bomb
     check: Literal["decode", "header"] = "decode"
+    fit: Literal["encoder", "crop", "squash", "pad"] = "encoder"
+    merge_references: bool = True
+    image_optional: bool = False
+    near_duplicates: Literal["refuse", "move", "allow"] = "refuse"
     num_workers: NonNegative = 0
 
     @model_validator(mode="after")

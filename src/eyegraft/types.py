@@ -6,12 +6,14 @@ Shape legend, used everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # `--help` and the data rooms read this file without paying for torch
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 IGNORE = -100
@@ -24,15 +26,19 @@ class Sample:
 
     Attributes:
         id: unique within its split; every message about the row names it.
-        image: path of the image file.
+        image: path of the image file; None where the row has no picture.
+        sha256: of the image file's bytes, empty where it was not read.
+        text: what stands beside the picture as a second input (words read from it, say); empty where there is none.
         prompt: what is asked, or None where the task supplies it.
-        references: acceptable answers; the first one is the training target. Empty at prediction time.
+        references: acceptable answers, the first one the training target; of a label task, the labels. Empty at prediction time.
         group: rows of one group (case, panorama, advertiser, concept …) never cross splits.
         meta: further columns, kept for slices and reports.
     """
 
     id: str
-    image: Path
+    image: Path | None
+    sha256: str = ""
+    text: str = ""
     prompt: str | None = None
     references: tuple[str, ...] = ()
     group: str | None = None
@@ -50,6 +56,8 @@ class ImageSpec:
         fit: `crop` resizes the short side to size / crop_fraction and cuts the centre, `squash` ignores the aspect ratio,
             `pad` keeps the whole image on a grey-128 ground.
         crop_fraction: used by `crop` only.
+        patch_size: side of a patch in pixels, for encoders that take a picture as a sequence of patches in its own aspect ratio (NaFlex,
+            Tschannen et al. 2025); `max_patches` is then the length of that sequence, and `size` and `fit` are not used.
     """
 
     size: tuple[int, int]
@@ -58,10 +66,27 @@ class ImageSpec:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     fit: Literal["crop", "squash", "pad"] = "crop"
     crop_fraction: float = 1.0
+    patch_size: int | None = None
+    max_patches: int | None = None
 
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How words must be prepared for a text encoder. It belongs to the weights.
+
+    Attributes:
+        tokenizer: the encoder's own.
+        max_tokens: longer texts are cut there.
+        prefix: what stands before every text, such as "query: ".
+    """
+
+    tokenizer: Any
+    max_tokens: int
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +99,7 @@ class Tokens:
         grid: (h, w) when the last h·w tokens lie on a grid, row by row.
         num_prefix: leading tokens that lie on no grid (class token, registers). Pooling by `cls` takes token 0.
         num_views: V when N runs over views of equal length, view by view.
+        weights: of a gated fusion: modality -> [B] its share, between 0 and 1.
     """
 
     values: Tensor
@@ -81,10 +107,19 @@ class Tokens:
     grid: tuple[int, int] | None = None
     num_prefix: int = 0
     num_views: int = 1
+    weights: Mapping[str, Tensor] | None = None
 
     def with_values(self, values: Tensor) -> Tokens:
         """The same layout around values [B, N, D'] of another width."""
         return replace(self, values=values)
+
+
+Inputs = Any
+"""What one encoder takes for a batch: a tensor, a mapping of tensors, or `Tokens` that were encoded before and only need passing on.
+
+An image is [B, C, H, W] float, normalised as the encoder's `ImageSpec` says, or, of patches, {pixels: [B, N, P·P·C], mask: [B, N] bool,
+grid: [B, 2] int64 (h, w)}. A text is {input_ids: [B, T] int64, mask: [B, T] bool}.
+"""
 
 
 @dataclass(frozen=True)
@@ -92,34 +127,49 @@ class Batch:
     """One step's worth of samples as tensors.
 
     Attributes:
-        inputs: modality -> what its encoder takes; `image` is [B, C, H, W] float, normalised as the encoder's `ImageSpec` says.
-        input_ids: [B, T] int64; prompt and target of text tasks for training, the prompt alone for generation; right-padded.
+        inputs: modality -> what its encoder takes (see `Inputs`).
+        input_ids: [B, T] int64; prompt and target of text tasks for training, the prompt alone for generation; right-padded. T = 0 without text.
         text_mask: [B, T] bool, True where `input_ids` is real.
         labels: [B, T] int64, `IGNORE` where nothing is learned.
         samples: the rows that the tensors came from, in order.
+        targets: [B, K] float32, the classes or numbers of label tasks, NaN where unknown. K = 0 without.
+        present: modality -> [B] bool, False where the sample lacks it; a modality not named is there in every row.
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Inputs]
     input_ids: Tensor
     text_mask: Tensor
     labels: Tensor
     samples: Sequence[Sample]
+    targets: Tensor
+    present: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device: Any) -> Batch:
-        return replace(
-            self,
-            inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            text_mask=self.text_mask.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-        )
+        moved = {
+            name: moved_to(getattr(self, name), device) for name in ("inputs", "present", "input_ids", "text_mask", "labels", "targets")
+        }
+        return replace(self, **moved)
 
-    def with_input(self, modality: str, values: Tensor) -> Batch:
+    def with_input(self, modality: str, values: Inputs) -> Batch:
         """The same samples with another input (blank, shuffled, occluded)."""
         return replace(self, inputs={**self.inputs, modality: values})
+
+    def without(self, modality: str) -> Batch:
+        """The same samples, none of which has this modality."""
+        absent = self.targets.new_zeros(len(self)).bool()
+        return replace(self, present={**self.present, modality: absent})
+
+
+def moved_to(value: Any, device: Any) -> Any:
+    """Tensors, mappings of them and `Tokens` on another device."""
+    if isinstance(value, Mapping):
+        return {name: moved_to(item, device) for name, item in value.items()}
+    if isinstance(value, Tokens):
+        return replace(value, values=moved_to(value.values, device), mask=moved_to(value.mask, device))
+    return value.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -128,11 +178,13 @@ class Output:
 
     Attributes:
         encoded: encoder tokens by modality, for objectives that read them.
-        logits: [B, T', K], at the positions that `labels` covers.
-        labels: [B, T'] int64 aligned with `logits` (already shifted: logits[t] predicts labels[t]).
+        tokens: what the head read, after connectors and fusion.
+        logits: [B, T', K] at the positions that `labels` covers, or [B, K] of a label head.
+        labels: [B, T'] int64 aligned with `logits` (already shifted: logits[t] predicts labels[t]), or [B, K] float32 targets.
     """
 
     encoded: Mapping[str, Tokens]
+    tokens: Tokens
     logits: Tensor
     labels: Tensor
 
@@ -159,9 +211,12 @@ class Scores:
         per_sample: name -> one value per sample, for intervals and for finding the worst.
         signature: name -> how it was computed (version, tokenisation, smoothing).
         higher_is_better: name -> direction; a metric not named is better when higher.
+        statistics: of corpus values that are no mean over samples (AUROC, F1): name -> the value over the samples at these indices, repeats
+            allowed, NaN where it is undefined. Intervals are drawn from it.
     """
 
     corpus: Mapping[str, float]
     per_sample: Mapping[str, Sequence[float]]
     signature: Mapping[str, str]
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
+    statistics: Mapping[str, Callable[[NDArray[np.int64]], float]] = field(default_factory=dict)

@@ -34,7 +34,7 @@ def made(case: tuple[str, str], folders: Any) -> Any:
 
 def images(encoder: Any, count: int = 2) -> torch.Tensor:
     torch.manual_seed(3)
-    return torch.randn(count, encoder.image.channels, *encoder.image.size)
+    return torch.randn(count, encoder.spec.channels, *encoder.spec.size)
 
 
 def test_config_is_strict(case: tuple[str, str], folders: Any) -> None:
@@ -61,7 +61,7 @@ def test_a_token_sees_its_place(made: Any) -> None:
     """A change in one corner of the image moves the token of that corner most: the grid is row by row."""
     tiny.lively(made, scale=1.0)
     pixels = images(made, 1)
-    height, width = made.image.size
+    height, width = made.spec.size
     with torch.no_grad():
         before = made(pixels)
         if before.grid is None or min(before.grid) < 2:
@@ -77,7 +77,7 @@ def test_a_token_sees_its_place(made: Any) -> None:
 
 
 def test_image_spec_is_sane(made: Any) -> None:
-    spec = made.image
+    spec = made.spec
     assert isinstance(spec, ImageSpec)
     assert len(spec.size) == 2
     assert all(isinstance(side, int) and side > 0 for side in spec.size)

@@ -35,7 +35,7 @@ def test_values_are_those_of_transformers(folders: Any, family: str) -> None:
     assert torch.equal(ours.values, theirs)
     prefix = {"siglip": 0, "clip": 1, "dinov2": 1, "vit": 1, "resnet": 0}[family]
     assert ours.num_prefix == prefix
-    assert encoder.image.size == (32, 32)
+    assert encoder.spec.size == (32, 32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,7 +99,7 @@ def settings(folders: Any, tmp_path: Path, changes: dict[str, Any]) -> str:
     ids=["siglip", "vit", "dinov2", "old-clip", "resnet", "lanczos"],
 )
 def test_the_transform_is_read_from_the_folder(folders: Any, tmp_path: Path, changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    spec = build(Config(model=settings(folders, tmp_path, changes))).image
+    spec = build(Config(model=settings(folders, tmp_path, changes))).spec
     assert spec.size == (32, 32)
     assert spec.mean == (0.1, 0.2, 0.3)
     assert spec.std == (0.4, 0.5, 0.6)
@@ -123,7 +123,7 @@ def test_pixels_are_those_of_transformers(folders: Any, tmp_path: Path, family: 
         pytest.skip("this version of transformers has no such processor on Pillow")
     picture = Image.open(tiny.picture(tmp_path / "a.png", "blue", "triangle", side=50)).resize((60, 50)).convert("RGB")
     theirs = pil.from_pretrained(folders.vision(family))(picture, return_tensors="pt")["pixel_values"][0]
-    ours = to_pixels(picture, build(Config(model=folders.vision(family))).image)
+    ours = to_pixels(picture, build(Config(model=folders.vision(family))).spec)
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 0.03
 
@@ -168,7 +168,7 @@ def test_a_transform_that_cannot_be_followed_is_refused(folders: Any, tmp_path: 
 
 def test_pixels_that_are_not_normalized_stay_from_zero_to_one(folders: Any, tmp_path: Path) -> None:
     changes = {"size": [32, 32], "do_normalize": False, "image_mean": None, "image_std": None}
-    spec = build(Config(model=settings(folders, tmp_path, changes))).image
+    spec = build(Config(model=settings(folders, tmp_path, changes))).spec
     assert (spec.mean, spec.std, spec.size) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (32, 32))
 
 

@@ -39,7 +39,7 @@ def test_values_are_those_of_timm(name: str) -> None:
     encoder = build(Config(model=name, pretrained=False)).eval()
     model = timm.create_model(name, num_classes=0).eval()
     model.load_state_dict(encoder.backbone.state_dict(), strict=False)
-    pixels = torch.randn(2, 3, *encoder.image.size)
+    pixels = torch.randn(2, 3, *encoder.spec.size)
     with torch.no_grad():
         theirs, ours = model.forward_features(pixels), encoder(pixels).values
     theirs = theirs if theirs.ndim == 3 else theirs.flatten(2).transpose(1, 2)
@@ -156,9 +156,9 @@ def test_packaged_weights_load_strictly(packaged: Any) -> None:
     whole.load_state_dict(file, strict=True)
     assert all(torch.equal(tensor, file[name]) for name, tensor in packaged.backbone.state_dict().items())
     assert packaged.token_dim == 1280
-    assert packaged.image.size == (224, 224)
-    assert packaged.image.mean == packaged.image.std == (0.5, 0.5, 0.5)
-    assert (packaged.image.interpolation, packaged.image.crop_fraction) == ("bicubic", 0.875)
+    assert packaged.spec.size == (224, 224)
+    assert packaged.spec.mean == packaged.spec.std == (0.5, 0.5, 0.5)
+    assert (packaged.spec.interpolation, packaged.spec.crop_fraction) == ("bicubic", 0.875)
 
 
 # Noto drawing -> ImageNet-1k classes
@@ -180,7 +180,7 @@ def test_packaged_weights_see_what_is_drawn(packaged: Any) -> None:
     from safetensors.torch import load_file
 
     file = load_file(Path(resolve("packaged:efficientnet_lite0")) / "model.safetensors")
-    pixels = torch.stack([to_pixels(open_image(DRAWINGS / "noto" / f"{code}.webp"), packaged.image) for code in DRAWN])
+    pixels = torch.stack([to_pixels(open_image(DRAWINGS / "noto" / f"{code}.webp"), packaged.spec) for code in DRAWN])
     with torch.no_grad():
         pooled = packaged(pixels).values.mean(1)
     guesses = (pooled @ file["classifier.weight"].T + file["classifier.bias"]).topk(5).indices.tolist()

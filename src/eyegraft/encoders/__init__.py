@@ -1,13 +1,13 @@
-"""Pixels (or text) to tokens. One file a family; each has `Config` and `build(config) -> Encoder`."""
+"""Pixels or words to tokens. One file a family; each has `Config` and `build(config) -> Encoder`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from eyegraft.types import ImageSpec, Tokens
+from eyegraft.types import ImageSpec, Inputs, TextSpec, Tokens
 
 
 class Encoder(Protocol):
@@ -15,17 +15,17 @@ class Encoder(Protocol):
 
     Attributes:
         token_dim: D of the tokens that it gives.
-        image: how its pixels must be prepared; a property of the weights.
+        spec: how its pixels or words must be prepared; a property of the weights.
         backbone: the pretrained module, for adapters and checkpoints.
     """
 
     token_dim: int
-    image: ImageSpec
+    spec: ImageSpec | TextSpec
     backbone: nn.Module
 
     @property
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
         """Parameters in depth order, stem first; what follows the last block belongs to it."""
 
-    def __call__(self, inputs: Tensor) -> Tokens:
-        """[B, C, H, W] -> Tokens [B, N, D]."""
+    def __call__(self, inputs: Inputs) -> Tokens:
+        """Inputs of a batch, as `spec` asks for them -> Tokens [B, N, D]."""

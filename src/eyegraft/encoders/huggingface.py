@@ -32,7 +32,7 @@ class HuggingFaceEncoder(nn.Module):
     def __init__(self, backbone: nn.Module, image: ImageSpec) -> None:
         super().__init__()
         self.backbone: Any = backbone
-        self.image = image
+        self.spec = image
         config: Any = self.backbone.config
         self.token_dim: int = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
 

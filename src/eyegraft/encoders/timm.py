@@ -35,7 +35,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, backbone: nn.Module, image: ImageSpec) -> None:
         super().__init__()
         self.backbone: Any = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions run 1.5 times faster
-        self.image = image
+        self.spec = image
         self.token_dim: int = self.backbone.num_features
         self._channels_last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
 

@@ -77,7 +77,7 @@ def _features(model: Graft, samples: Sequence[Sample], batch_size: int, num_work
     encoder = model.encoders["image"]
     device = next(encoder.parameters()).device
     nothing = EncodedText((0,), (0,))
-    examples = Examples(samples, [nothing] * len(samples), encoder.image)  # type: ignore[arg-type]
+    examples = Examples(samples, [nothing] * len(samples), encoder.spec)  # type: ignore[arg-type]
     order = batches_in_order(len(samples), batch_size)
     pooled = []
     with progress(label, len(samples)) as advance:

@@ -125,7 +125,7 @@ def encode_samples(task: Task, samples: Sequence[Sample], tokenizer: Any, image_
 def stage_data(recipe: Recipe, model: Graft, task: Task, data: PreparedData) -> StageData:
     """Tokenised examples of the splits that training reads."""
     tokenizer, encoder = model.head.tokenizer, model.encoders["image"]
-    spec: Any = encoder.image
+    spec: Any = encoder.spec
     with torch.inference_mode():
         model.eval()
         image_tokens = model.image_tokens(torch.zeros(1, spec.channels, *spec.size, device=next(model.parameters()).device))

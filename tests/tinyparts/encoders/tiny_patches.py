@@ -19,7 +19,7 @@ class TinyPatches(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.token_dim = width
-        self.image = ImageSpec(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="squash")
+        self.spec = ImageSpec(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="squash")
         self.backbone = nn.ModuleDict(
             {"patch": nn.Conv2d(3, width, 8, stride=8), "norm": nn.BatchNorm2d(width), "mix": nn.Linear(width, width)}
         )
