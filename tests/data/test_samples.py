@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -132,7 +133,65 @@ def test_embedded_pictures_of_either_kind(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [{"bytes": content, "path": None}], "caption": ["struct"]}), tmp_path / "struct.parquet")
     found = load(tmp_path, tables={"test": "raw.parquet", "test_unseen": "struct.parquet"})
     assert found.splits["test"][0].image == found.splits["test_unseen"][0].image
-    assert found.splits["test"][0].image.read_bytes() == content
+    assert found.splits["test"][0].sha256 == hashlib.sha256(content).hexdigest()
+
+
+def advert_rows(folder: Path) -> list[dict[str, Any]]:
+    texts = ("특가 세일 50%", "", None, float("nan"), " spaced ")
+    return [{"image": picture(folder, f"{n}.png", n), "label": n % 2 == 0, "words": text} for n, text in enumerate(texts)]
+
+
+def test_words_beside_the_picture(tmp_path: Path) -> None:
+    columns = {"references": "label", "text": "words"}
+    rows = advert_rows(tmp_path)
+    found = load(tmp_path, tables={"train": table(tmp_path, "t.jsonl", rows)}, columns=columns)
+    samples = found.splits["train"]
+    assert [sample.text for sample in samples] == ["특가 세일 50%", "", "", "", "spaced"]
+    assert [sample.references for sample in samples] == [("True",), ("False",)] * 2 + [("True",)]
+    assert samples[0].sha256 == hashlib.sha256((tmp_path / "0.png").read_bytes()).hexdigest()
+    rows[0]["words"] = "특가 세일 60%"
+    changed = load(tmp_path, tables={"train": table(tmp_path, "t.jsonl", rows)}, columns=columns)
+    assert changed.split_sha256 != found.split_sha256
+    without = [load(tmp_path, tables={"train": "t.jsonl"}, columns={"references": "label"})]
+    without += [load(tmp_path, tables={"train": table(tmp_path, "t.jsonl", advert_rows(tmp_path))}, columns={"references": "label"})]
+    assert without[0].split_sha256 == without[1].split_sha256, "a column that is not read changes nothing"
+    rows[1]["words"] = "half \ud83d"
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load(tmp_path, tables={"train": "t.jsonl"}, columns=columns, max_bad_fraction=0.2).reasons == Counter({"broken text": 1})
+
+
+def test_rows_of_one_picture_stay_apart_where_they_are_told_to_or_their_words_differ(tmp_path: Path) -> None:
+    name = picture(tmp_path, "a.png")
+    rows = [{"image": name, "label": label, "words": words} for label, words in (("1", "x"), ("0", "x"), ("1", "y"))]
+    tables = {"test": table(tmp_path, "t.jsonl", rows)}
+    merged = load(tmp_path, tables=tables, columns={"references": "label", "text": "words"}).splits["test"]
+    assert [(sample.text, sample.references) for sample in merged] == [("x", ("1", "0")), ("y", ("1",))]
+    apart = load(tmp_path, tables=tables, columns={"references": "label", "text": "words"}, merge_references=False).splits["test"]
+    assert [sample.references for sample in apart] == [("1",), ("0",), ("1",)]
+
+
+def test_a_row_may_have_no_picture_only_where_that_is_said(tmp_path: Path) -> None:
+    cells = [picture(tmp_path, "a.png"), "", None, "gone.png", ""]
+    rows = [{"image": cell, "label": 1, "words": f"w{n}" if n < 4 else ""} for n, cell in enumerate(cells)]
+    settings = {"columns": {"references": "label", "text": "words"}, "max_bad_fraction": 0.9}
+    tables = {"train": table(tmp_path, "t.jsonl", rows)}
+    strict = load(tmp_path, tables=tables, **settings)
+    assert strict.reasons == Counter({"missing file": 4})
+    assert "data.image_optional" in strict.quarantined[0]["detail"]
+    found = load(tmp_path, tables=tables, image_optional=True, **settings)
+    assert [(sample.image, sample.sha256 == "", sample.text) for sample in found.splits["train"]] == [
+        (tmp_path / "a.png", False, "w0"),
+        (None, True, "w1"),
+        (None, True, "w2"),
+    ]
+    assert [item["reason"] for item in found.quarantined] == ["missing file", "no input"]
+    table(tmp_path, "u.jsonl", rows[1:3])
+    assert load(tmp_path, tables={**tables, "test": "u.jsonl"}, image_optional=True, **settings).splits["test"], "no picture is no leak"
+    rows = [{"image": "", "label": 1, "words": f"w{n % 10}"} for n in range(40)]
+    split = {"table": table(tmp_path, "all.jsonl", rows), "fractions": {"train": 0.5, "test": 0.5}}
+    cut = load(tmp_path, split=split, image_optional=True, **settings).splits
+    assert len(cut["train"]) == 20
+    assert not {sample.text for sample in cut["train"]} & {sample.text for sample in cut["test"]}
 
 
 @pytest.mark.parametrize(("in_table", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -255,8 +314,9 @@ def test_nothing_left_is_an_error_whatever_is_allowed(tmp_path: Path) -> None:
 
 def test_missing_columns_are_named_all_at_once(tmp_path: Path) -> None:
     tables = two_splits(tmp_path)
-    error = fault(tmp_path, tables=tables, columns={"image": "imgae", "references": "text", "meta": ["region"]})
-    for said in ("data.columns.image: no column 'imgae'", "data.columns.references: no column 'text'", "data.columns.meta[0]"):
+    error = fault(tmp_path, tables=tables, columns={"image": "imgae", "text": "ocr", "references": "text", "meta": ["region"]})
+    given = ("image: no column 'imgae'", "text: no column 'ocr'", "references: no column 'text'", "meta[0]: no column 'region'")
+    for said in (f"data.columns.{words}" for words in given):
         assert said in error.given
     assert error.expected == "columns among: image, caption"
     assert "did you mean 'image'?" in error.fix

@@ -22,6 +22,7 @@ from eyegraft.types import Sample
 OUTSIDE = "outside the base folder"
 EMPTY_TEXT = "empty text"
 BROKEN_TEXT = "broken text"
+NO_INPUT = "no input"
 EMPTY_ID = "empty id"
 DUPLICATE_ID = "duplicate id"
 _TRAINING_SPLITS = frozenset({"train", "val"})
@@ -34,7 +35,7 @@ class PreparedData:
     Attributes:
         splits: split -> samples in the table's order.
         table_sha256: split -> hash of the table that it came from.
-        split_sha256: split -> hash over its sorted (id, image hash, prompt, references): what is learned from, wherever the files lie.
+        split_sha256: split -> hash over its sorted (id, image hash, prompt, references, text): what is learned from, wherever files lie.
         num_rows: split -> rows read, usable or not.
         reasons: how many rows were quarantined for which reason.
         quarantined: {"split", "row" (1 is the first data row), "id", "image", "reason", "detail"} for each row that is not used.
@@ -54,12 +55,13 @@ class _Row:
 
     number: int
     image: str
-    path: Path
+    path: Path | None
     prompt: str | None
     references: tuple[str, ...]
     group: str | None
     meta: dict[str, Any]
     id: str | None
+    text: str = ""
     split: str = ""
     sha256: str = ""
     reason: str = ""
@@ -79,8 +81,9 @@ def load_samples(
 ) -> PreparedData:
     """Read the tables, check every picture, cut or compare the splits.
 
-    Outside `train`, rows that share picture and prompt become one sample with all their references, as caption metrics want them; it keeps
-    the first row's id and further columns. Without an id column a row is `<split>-<row number>`, counted from 1.
+    Outside `train`, rows that share picture, text and prompt become one sample with all their references, as caption metrics want them,
+    unless `data.merge_references` is off; it keeps the first row's id and further columns. Without an id column a row is
+    `<split>-<row number>`, counted from 1.
 
     Args:
         data: the `data` section of a recipe.
@@ -95,10 +98,10 @@ def load_samples(
     base = _base_dir(data.base_dir, root)
     rows, table_sha256 = _read(data, base)
     memory = cache_dir() / "image_checks" / f"{hashlib.sha256(str(base).encode()).hexdigest()[:16]}.jsonl"
-    paths = [row.path for row in rows if not row.reason]
+    paths = [row.path for row in rows if row.path is not None and not row.reason]
     checked = check_images(paths, max_pixels=data.max_pixels, decode=data.check == "decode", memory=memory, progress=progress)
     for row in rows:
-        if not row.reason:
+        if row.path is not None and not row.reason:
             facts = checked[row.path]
             row.sha256 = facts.sha256
             if facts.reason:
@@ -108,15 +111,15 @@ def load_samples(
         table_sha256 = dict.fromkeys(names, table_sha256[data.split.table])
     else:
         names = list(data.tables)
-    splits = {name: _samples([row for row in rows if row.split == name], merge=name != "train") for name in names}
+    merge = {name: data.merge_references and name != "train" for name in names}
+    splits = {name: _samples([row for row in rows if row.split == name], merge[name]) for name in names}
     quarantined = _quarantine(rows, quarantine_file)
     _stop_if_too_bad(rows, splits, data.max_bad_fraction, quarantine_file)
     _stop_at_leaks([row for row in rows if not row.reason])
-    hashes = {row.path: row.sha256 for row in rows}
     return PreparedData(
         splits=splits,
         table_sha256=table_sha256,
-        split_sha256={name: _split_sha256(samples, hashes) for name, samples in splits.items()},
+        split_sha256={name: _split_sha256(samples) for name, samples in splits.items()},
         num_rows={name: sum(row.split == name for row in rows) for name in names},
         reasons=Counter(row.reason for row in rows if row.reason),
         quarantined=quarantined,
@@ -149,7 +152,7 @@ def _read(data: Data, base: Path) -> tuple[list[_Row], dict[str, str]]:
         _stop_at_missing_columns(raw, place, data.columns)
         texts_only = place.lower().endswith((".csv", ".tsv"))
         for number, values in enumerate(raw, 1):
-            row = _row(number, values, data.columns, base, texts_only)
+            row = _row(number, values, data, base, texts_only)
             row.split = split
             rows.append(row)
     return rows, hashes
@@ -157,7 +160,7 @@ def _read(data: Data, base: Path) -> tuple[list[_Row], dict[str, str]]:
 
 def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns: Columns) -> None:
     there = list(dict.fromkeys(key for row in raw for key in row))
-    wanted = {key: getattr(columns, key) for key in ("image", "references", "prompt", "id", "group")}
+    wanted = {key: getattr(columns, key) for key in ("image", "text", "references", "prompt", "id", "group")}
     wanted |= {f"meta[{number}]": name for number, name in enumerate(columns.meta)}
     missing = {key: name for key, name in wanted.items() if name is not None and name not in there}
     if missing:
@@ -167,14 +170,15 @@ def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns:
         raise DataError(f"table {place}: {given}", f"columns among: {', '.join(there)}", fix)
 
 
-def _row(number: int, values: dict[str, Any], columns: Columns, base: Path, texts_only: bool) -> _Row:
-    cell = values.get(columns.image)
+def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only: bool) -> _Row:
+    columns, cell = data.columns, values.get(data.columns.image)
     image = str(store_image(cell)) if isinstance(cell, bytes) else _text(cell)
-    path, reason, detail = _image_path(image, base)
+    path, reason, detail = (None, "", "") if data.image_optional and not image else _image_path(image, base)
     row = _Row(
         number=number,
         image=image,
         path=path,
+        text=_text(values.get(columns.text)) if columns.text else "",
         prompt=(_text(values.get(columns.prompt)) or None) if columns.prompt else None,
         references=_references(values.get(columns.references), texts_only) if columns.references else (),
         group=(_text(values.get(columns.group)) or None) if columns.group else None,
@@ -186,7 +190,9 @@ def _row(number: int, values: dict[str, Any], columns: Columns, base: Path, text
         row.refuse(reason, detail)
     if columns.references and not row.references:
         row.refuse(EMPTY_TEXT, f"column {columns.references!r} holds no text")
-    for text in (*row.references, row.prompt or "", row.id or "", row.group or ""):
+    if path is None and not (row.text or row.prompt):
+        row.refuse(NO_INPUT, "no picture, no text and no prompt")
+    for text in (*row.references, row.text, row.prompt or "", row.id or "", row.group or ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can spell it, no tokenizer and no file can take it
             row.refuse(BROKEN_TEXT, f"half of a surrogate pair in {text[:40]!a}")
     if row.id == "":
@@ -214,7 +220,7 @@ def _references(value: Any, texts_only: bool) -> tuple[str, ...]:
 def _image_path(text: str, base: Path) -> tuple[Path, str, str]:
     """(path, reason, detail). The detail alone explains a file that turns out to be missing."""
     if not text:
-        return base, MISSING, "the image cell is empty"
+        return base, MISSING, "the image cell is empty; if rows may have none, set data.image_optional"
     if "\0" in text:
         return base, MISSING, "the path holds a NUL character"
     if text.startswith(("http://", "https://")):
@@ -240,7 +246,7 @@ def _cut(rows: Sequence[_Row], split: Split, base: Path) -> list[str]:
     Groups that share a byte-identical picture are cut as one, else the cut itself would leak. Every split gets at least one group.
     """
     names = [name for name, fraction in split.fractions.items() if fraction > 0]
-    groups = [row.group or _portable(row.path, base) for row in rows]
+    groups = [row.group or (f"\0{row.text}" if row.path is None else _portable(row.path, base)) for row in rows]
     first_of = _joined(zip(groups, (row.sha256 for row in rows), strict=True))
     units = [first_of[group] for group in groups]
     sizes = Counter(units)
@@ -296,7 +302,7 @@ def _samples(rows: Sequence[_Row], merge: bool) -> list[Sample]:
     for row in rows:
         if not row.reason:
             together = merge and row.references
-            gathered[(row.path, row.prompt) if together else row.number].append(row)
+            gathered[(row.path, row.text, row.prompt) if together else row.number].append(row)
     taken: dict[str, int] = {}
     samples = []
     for members in gathered.values():
@@ -307,14 +313,27 @@ def _samples(rows: Sequence[_Row], merge: bool) -> list[Sample]:
             continue
         taken[first.name] = first.number
         references = tuple(text for row in members for text in row.references)
-        samples.append(Sample(first.name, first.path, first.prompt, references, first.group, first.meta))
+        sample = Sample(
+            id=first.name,
+            image=first.path,
+            sha256=first.sha256,
+            text=first.text,
+            prompt=first.prompt,
+            references=references,
+            group=first.group,
+            meta=first.meta,
+        )
+        samples.append(sample)
     return samples
 
 
-def _split_sha256(samples: Iterable[Sample], hashes: dict[Path, str]) -> str:
+def _split_sha256(samples: Iterable[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in sorted(samples, key=lambda sample: sample.id):
-        digest.update(json.dumps([sample.id, hashes[sample.image], sample.prompt, sample.references]).encode() + b"\n")
+        row = [sample.id, sample.sha256, sample.prompt, sample.references]
+        if sample.text:  # only then: rows without one keep the hash that runs were trained under before there was a text column
+            row.append(sample.text)
+        digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -357,7 +376,7 @@ def _stop_at_leaks(rows: Sequence[_Row]) -> None:
     faults = []
     for what, shared in (
         ("group", _shared((row.group, row.split, row.group) for row in rows if row.group is not None)),
-        ("picture", _shared((row.sha256, row.split, row.image) for row in rows)),
+        ("picture", _shared((row.sha256, row.split, row.image) for row in rows if row.sha256)),
     ):
         if shared:
             plural = f"{what}s stand" if len(shared) > 1 else f"{what} stands"
