@@ -6,7 +6,6 @@ Anything else is a hub name or a folder and is handed to the library that reads 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from eyegraft.errors import PartError, nearest
+from eyegraft.files import file_sha256
 
 log = logging.getLogger(__name__)
 _kept_alive: list[object] = []
@@ -124,8 +124,7 @@ def _digest(path: Path) -> str:
 @cache
 def _digest_of(path: Path, size: int, changed_ns: int) -> str:
     """Hashed once a process for the same file, size and time: a model is resolved several times, and hundreds of MB take a second."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _whole(folder: Path) -> bool:

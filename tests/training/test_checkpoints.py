@@ -19,13 +19,11 @@ from eyegraft.errors import RunError
 from eyegraft.training import checkpoints
 from eyegraft.training.checkpoints import (
     damage,
-    disk_errors,
     find_checkpoint,
     load_weights,
     read_config,
     save_checkpoint,
     settle,
-    write_atomically,
 )
 from eyegraft.tuning import make_plan
 
@@ -324,15 +322,6 @@ def test_a_damaged_one_gives_way_to_the_one_before(make_graft: Make, tmp_path: P
 # ── disks ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_says_what_is_safe(tmp_path: Path, number: int) -> None:
-    with pytest.raises(RunError, match="no room to write") as caught, disk_errors(tmp_path):
-        raise OSError(number, "full")
-    assert "last whole checkpoint" in caught.value.fix
-    with pytest.raises(PermissionError), disk_errors(tmp_path):
-        raise PermissionError(errno.EACCES, "no")
-
-
 def test_a_full_disk_while_tensors_are_written(make_graft: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """safetensors wraps the system's error into its own."""
     from safetensors import SafetensorError
@@ -346,23 +335,6 @@ def test_a_full_disk_while_tensors_are_written(make_graft: Make, tmp_path: Path,
     with pytest.raises(RunError, match="no room to write"):
         saved(tmp_path / "latest", parts, step=2)
     assert find_checkpoint(tmp_path / "latest") == tmp_path / "latest"
-
-
-def test_a_small_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    write_atomically(path, "old")
-    write_atomically(path, "neu 한글\n")
-    assert path.read_bytes() == "neu 한글\n".encode()
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints.os, "fsync", killed)
-        with pytest.raises(KeyboardInterrupt):
-            write_atomically(path, "half")
-    assert path.read_text(encoding="utf-8") == "neu 한글\n"
-    assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_save_killed_before_its_renames_is_finished_first(make_graft: Make, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ gives upright 8-bit RGB (or grey) pixels whatever the file holds. `to_pixels` is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eyegraft.errors import DataError
+from eyegraft.files import file_sha256
 from eyegraft.types import ImageSpec
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def check_image(path: Path, max_pixels: int, decode: bool) -> ImageFacts:
                 return ImageFacts("", width, height, TOO_LARGE, detail)
             if decode:
                 _as_mode(image, 3)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return ImageFacts("", width, height, TOO_LARGE, f"refused by Pillow: {error}")
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, KeyError …

@@ -14,8 +14,9 @@ from typing import Any
 
 from eyegraft.config import Columns, Data, Split
 from eyegraft.data.images import MISSING, Progress, check_images
-from eyegraft.data.tables import read_table, store_image, write_whole
+from eyegraft.data.tables import read_table, store_image
 from eyegraft.errors import DataError, nearest, shown
+from eyegraft.files import write_atomically
 from eyegraft.pretrained import cache_dir
 from eyegraft.types import Sample
 
@@ -347,7 +348,7 @@ def _quarantine(rows: Iterable[_Row], file: Path | None) -> list[dict[str, Any]]
         if row.reason
     ]
     if file is not None:
-        write_whole(file, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in bad).encode("utf-8", "backslashreplace"))
+        write_atomically(file, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in bad).encode("utf-8", "backslashreplace"))
     return bad
 
 

@@ -11,10 +11,10 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from threading import get_ident
 from typing import Any
 
 from eyegraft.errors import DataError, nearest, shown
+from eyegraft.files import file_sha256, write_atomically
 from eyegraft.pretrained import cache_dir
 
 log = logging.getLogger(__name__)
@@ -62,22 +62,11 @@ def store_image(content: bytes) -> Path:
     if path.exists() and path.stat().st_size == len(content):
         return path
     try:
-        write_whole(path, content)
+        write_atomically(path, content, durable=False)
     except OSError as error:
         fix = "free some space, or set EYEGRAFT_CACHE to another folder"
         raise DataError(f"a picture embedded in the table cannot be written to {path.parent}: {error}", "a writable folder", fix) from error
     return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that no reader, and no kill, ever sees half of it. Missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}.tmp")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,8 +203,7 @@ def _folder_rows(path: Path) -> tuple[list[Row], str]:
         raise DataError(f"table {path}: {type(error).__name__}: {error}", "a folder written by datasets' save_to_disk", fix) from error
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.arrow")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return rows, digest.hexdigest()
 
 

@@ -16,10 +16,11 @@ from eyegraft.config import Data, Recipe
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.errors import DataError, RunError, nearest, shown
 from eyegraft.evaluation import baselines
+from eyegraft.files import file_sha256, write_atomically
 from eyegraft.metrics._bootstrap import interval, paired_interval
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import file_sha256, read_config, write_atomically
+from eyegraft.training.checkpoints import read_config
 from eyegraft.training.runs import Run, read_run, versions
 from eyegraft.training.stages import load_model
 from eyegraft.types import Sample, Scores

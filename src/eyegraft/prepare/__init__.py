@@ -6,7 +6,6 @@ licence, how many rows were left out and why, and the SHA-256 of every file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from eyegraft.config import Recipe
 from eyegraft.errors import RecipeError
+from eyegraft.files import file_sha256, write_atomically
 from eyegraft.registry import configured
 
 
@@ -38,7 +38,5 @@ def prepare_data(recipe: Recipe) -> Path:
 
 def _write_manifest(target: Path, facts: Mapping[str, Any]) -> None:
     files = sorted(path for path in target.rglob("*") if path.is_file() and path.name != "manifest.json" and not path.name.startswith("."))
-    hashes = {path.relative_to(target).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    temporary = target / ".manifest.json.tmp"
-    temporary.write_text(json.dumps({**facts, "files": hashes}, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(target / "manifest.json")
+    hashes = {path.relative_to(target).as_posix(): file_sha256(path) for path in files}
+    write_atomically(target / "manifest.json", json.dumps({**facts, "files": hashes}, indent=1, ensure_ascii=False))

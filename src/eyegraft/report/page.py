@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from eyegraft.evaluation.run import MIN_SAMPLES
+from eyegraft.files import write_atomically
 from eyegraft.report import charts, words
 from eyegraft.report.gallery import MAX_CARDS, THUMBNAIL_PX, Gallery, build_gallery
 from eyegraft.report.reading import Run, Stage, finite, mapping, read_run
@@ -92,12 +92,7 @@ def write_page(folder: Path) -> Path:
     run = read_run(folder)
     page = _environment().get_template("page.html.j2").render(_context(run))
     target = folder / "report.html"
-    draft = folder / f".report.{os.getpid()}.html"
-    try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomically(target, page)
     return target
 
 

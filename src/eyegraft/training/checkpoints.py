@@ -11,59 +11,29 @@ manifest.json        SHA-256 of every file above
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eyegraft.config import Recipe
-from eyegraft.errors import FULL, RunError, shown
+from eyegraft.errors import RunError, shown
+from eyegraft.files import disk_errors, file_sha256
 from eyegraft.model import Graft
 from eyegraft.pretrained import ready
 from eyegraft.tuning import canonical, is_adapted
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-
-
-@contextmanager
-def disk_errors(place: Path) -> Iterator[None]:
-    """Turn a full disk into an error that says what is safe."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error into its own
-        if not (error.errno in FULL if isinstance(error, OSError) else any(f"(os error {number})" in str(error) for number in FULL)):
-            raise
-        raise RunError(
-            f"no room to write {place}: {error}",
-            "free disk space",
-            "free some space and run the same command: it goes on from the last whole checkpoint",
-        ) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with disk_errors(path):
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(
@@ -190,11 +160,6 @@ def load_weights(folder: Path, model: Graft, extra_modules: Mapping[str, nn.Modu
         for name, tensor in tensors.items():
             targets[name].copy_(tensor)
     return set(tensors)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _state(model: nn.Module, extra_modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

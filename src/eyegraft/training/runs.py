@@ -21,7 +21,8 @@ from eyegraft.composition import validate
 from eyegraft.config import BESIDE_THE_RESULT, Recipe
 from eyegraft.data.samples import PreparedData
 from eyegraft.errors import RunError
-from eyegraft.training.checkpoints import find_checkpoint, write_atomically
+from eyegraft.files import write_atomically
+from eyegraft.training.checkpoints import find_checkpoint
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("eyegraft", "torch", "transformers", "peft", "timm", "lightning-fabric", "safetensors", "numpy", "pillow", "sacrebleu")

@@ -10,7 +10,7 @@ from typing import Any
 
 from eyegraft.config import Recipe
 from eyegraft.errors import PartError
-from eyegraft.training.checkpoints import disk_errors, write_atomically
+from eyegraft.files import disk_errors, write_atomically
 
 Row = Mapping[str, Any]
 
