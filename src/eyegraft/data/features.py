@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from eyegraft.data import _shards
 from eyegraft.errors import DataError, PartError, RunError, shown
+from eyegraft.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ Encode = Callable[[list[list[int]]], Iterable[Tensor]]
 """Batches of positions in the list of keys -> the features [b, N, D] of each batch, in order, on any device, of any float type."""
 
 _FORMAT = 1
+_SERIAL = 32_768  # numbers that torch converts in the calling thread; for more it wakes others and waits, up to 10 ms on a busy machine
 
 
 class Uncached(RunError):
@@ -104,7 +106,7 @@ class FeatureStore:
                 (self.folder / "users").mkdir(parents=True, exist_ok=True)
                 self._use = FileLock(self.folder / "users" / f"{uuid.uuid4().hex}.lock", thread_local=False)
                 self._use.acquire()
-                _write_facts(self.folder / "facts.json", self.facts)
+                _dated(self.folder / "facts.json", self.facts)
                 self._evict(0)
             self._shards = _shards.Shards(self.folder, num_words, rows_per_shard)
 
@@ -190,8 +192,14 @@ class FeatureStore:
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
         """Records at rows [B], in any order and with any repeats: [B, N, D] float32, by one gather from the memory map."""
-        numbers = self._shards.take(rows).view(np.int16)[:, : self.shape[0] * self.shape[1]]  # words may hold more than the record
-        return torch.from_numpy(numbers).view(self.dtype).to(torch.float32).reshape(len(rows), *self.shape)
+        size = self.shape[0] * self.shape[1]
+        numbers = self._shards.take(rows).view(np.int16)[:, :size]  # the last word may hold more
+        rounded = torch.from_numpy(numbers).view(self.dtype)
+        values = torch.empty(len(rows), size)
+        step = max(1, _SERIAL // size)
+        for start in range(0, len(rows), step):
+            values[start : start + step] = rounded[start : start + step]
+        return values.reshape(len(rows), *self.shape)
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -296,11 +304,12 @@ def _delete_unused(folder: Path) -> bool:
     return True
 
 
-def _write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write what the store is made with, for whoever looks into the folder; again at every opening, which dates it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
+def _dated(path: Path, facts: Mapping[str, Any]) -> None:
+    """Give a store's facts, written for whoever looks into the folder, the time of this opening."""
+    if path.exists():
+        os.utime(path)
+    else:
+        write_atomically(path, json.dumps(facts, indent=1, ensure_ascii=False), durable=False)
 
 
 def _readable(num_bytes: int) -> str:
@@ -315,5 +324,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     """A disk that is full or cannot be written is a reason to work without the cache, not to stop."""
     try:
         yield
-    except OSError as error:
+    except Uncached:
+        raise
+    except (OSError, RunError) as error:
         raise Uncached(f"the feature cache {folder} cannot be written: {error}", "a folder with room", "set EYEGRAFT_CACHE") from error
