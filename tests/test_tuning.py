@@ -218,7 +218,7 @@ def test_lora_of_an_encoder_proves_itself_in_two_stages(make_graft: Make, encode
     make_plan(model, stage)
     first = trainable(model)
     assert any(".lora_" in name for name in first)
-    prove(losses(model), model, batch_for(model), backward, held(model))
+    prove(losses(model), model, [batch_for(model)], backward, held(model))
     make_plan(model, stage)
     assert trainable(model) == first
 
@@ -246,7 +246,7 @@ def test_adapters_of_half_precision_weights_are_float32(make_graft: Make, folder
     _, model = make_graft(head={"kind": "prefix_lm", "model": folders.lm(), "dtype": "bfloat16"})
     make_plan(model, settings(head="lora"))
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
-    prove(losses(model), model, batch_for(model), backward, held(model))
+    prove(losses(model), model, [batch_for(model)], backward, held(model))
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"use_rslora": True}, {"dropout": 0.3}, {"rank": 1, "alpha": 3}])
@@ -254,7 +254,7 @@ def test_every_kind_of_lora_proves_itself(make_graft: Make, options: dict[str, A
     _, model = make_graft()
     make_plan(model, settings(head={"mode": "lora", "lora": options}))
     set_training_mode(model)
-    prove(losses(model), model, batch_for(model), backward, held(model))
+    prove(losses(model), model, [batch_for(model)], backward, held(model))
 
 
 def test_a_fresh_adapter_changes_nothing(make_graft: Make) -> None:
@@ -351,7 +351,7 @@ def test_the_proof_passes_and_changes_nothing(make_graft: Make, vision: str, tun
     set_training_mode(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = {name: module.training for name, module in model.named_modules()}
-    prove(losses(model), model, batch_for(model), backward, held(model))
+    prove(losses(model), model, [batch_for(model)], backward, held(model))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert {name: module.training for name, module in model.named_modules()} == modes
@@ -361,7 +361,7 @@ def test_the_proof_passes_and_changes_nothing(make_graft: Make, vision: str, tun
 def test_the_proof_passes_for_every_language_model(make_graft: Make, lm: str, tune: str) -> None:
     _, model = make_graft(lm=lm)
     make_plan(model, settings(head=tune))
-    prove(losses(model), model, batch_for(model), backward, held(model))
+    prove(losses(model), model, [batch_for(model)], backward, held(model))
 
 
 def test_an_unused_parameter_is_found(make_graft: Make) -> None:
@@ -369,7 +369,7 @@ def test_an_unused_parameter_is_found(make_graft: Make) -> None:
     model.connectors["image"][-1].forgotten = nn.Linear(2, 2)
     make_plan(model, settings())
     with pytest.raises(TrainingError, match=r"2 of 6 trainable tensors get no gradient: .*forgotten\.weight"):
-        prove(losses(model), model, batch_for(model), backward, held(model))
+        prove(losses(model), model, [batch_for(model)], backward, held(model))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -380,7 +380,7 @@ def test_a_detached_encoder_is_found(make_graft: Make) -> None:
     encode = model.encode
     model.encode = torch.no_grad()(encode)
     with pytest.raises(TrainingError, match=r"trainable tensors get no gradient: encoders\."):
-        prove(losses(model), model, batch_for(model), backward, held(model))
+        prove(losses(model), model, [batch_for(model)], backward, held(model))
 
 
 def test_a_detached_loss_is_found(make_graft: Make) -> None:
@@ -388,7 +388,7 @@ def test_a_detached_loss_is_found(make_graft: Make) -> None:
     _, model = make_graft()
     make_plan(model, settings())
     with pytest.raises(TrainingError, match="get no gradient"):
-        prove(torch.no_grad()(losses(model)), model, batch_for(model), backward, held(model))
+        prove(torch.no_grad()(losses(model)), model, [batch_for(model)], backward, held(model))
 
 
 def test_what_the_model_trains_is_what_the_optimiser_holds(make_graft: Make) -> None:
@@ -398,10 +398,10 @@ def test_what_the_model_trains_is_what_the_optimiser_holds(make_graft: Make) -> 
     planned = held(model)
     stray = next(model.encoders.parameters()).requires_grad_(True)
     with pytest.raises(TrainingError, match="1 tensors are trained by the model and not by the optimiser, or the other way: encoders"):
-        prove(losses(model), model, batch_for(model), backward, planned)
+        prove(losses(model), model, [batch_for(model)], backward, planned)
     stray.requires_grad_(False)
     with pytest.raises(TrainingError, match="or the other way: encoders"):
-        prove(losses(model), model, batch_for(model), backward, [*planned, stray])
+        prove(losses(model), model, [batch_for(model)], backward, [*planned, stray])
 
 
 def test_the_weights_are_put_back_when_the_forward_fails(make_graft: Make) -> None:
@@ -409,7 +409,7 @@ def test_the_weights_are_put_back_when_the_forward_fails(make_graft: Make) -> No
     make_plan(model, settings(head="lora"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ZeroDivisionError):
-        prove(lambda batch: 1 / 0, model, batch_for(model), backward, held(model))
+        prove(lambda batch: 1 / 0, model, [batch_for(model)], backward, held(model))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

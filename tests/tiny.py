@@ -91,6 +91,9 @@ def vision_encoder(folder: Path, family: str = "siglip") -> Path:
     torch.manual_seed(0)
     model = {
         "siglip": lambda: t.SiglipModel(t.SiglipConfig(vision_config=size, text_config=text)),
+        "naflex": lambda: t.Siglip2Model(
+            t.Siglip2Config(vision_config={k: v for k, v in size.items() if k != "image_size"} | {"num_patches": 16}, text_config=text)
+        ),
         "clip": lambda: t.CLIPModel(t.CLIPConfig(vision_config=size, text_config=text, projection_dim=16)),
         "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**{k: v for k, v in vit.items() if k != "intermediate_size"}, mlp_ratio=2)),
         "vit": lambda: t.ViTModel(t.ViTConfig(**vit), add_pooling_layer=False),
@@ -103,8 +106,42 @@ def vision_encoder(folder: Path, family: str = "siglip") -> Path:
     crop = (
         {"do_center_crop": True, "crop_size": square, "size": {"shortest_edge": 32}} if family in ("clip", "dinov2") else {"size": square}
     )
+    if family == "naflex":
+        crop = {"patch_size": 8, "max_num_patches": 16}
     settings = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 3, "do_normalize": True, **crop}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def text_encoder(folder: Path, family: str = "bert") -> Path:
+    """A random sentence encoder of two layers and width 32, with a tokenizer of its family (WordPiece, or Unigram), in the hub's layout."""
+    ready()
+    import torch
+    import transformers as t
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    if family == "bert":
+        first, last, special = "[CLS]", "[SEP]", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(lowercase=False), pre_tokenizers.BertPreTokenizer()
+        trainer: Any = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    else:  # as that of XLM-R, its vocabulary holds the special tokens as pieces
+        first, last, special = "<s>", "</s>", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        core = Tokenizer(models.Unigram())
+        core.normalizer, core.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    core.train_from_iterator(TEXTS, trainer)
+    ends = [(word, core.token_to_id(word)) for word in (first, last)]
+    core.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ends)
+    pad, unknown = ("[PAD]", "[UNK]") if family == "bert" else ("<pad>", "<unk>")
+    made = t.PreTrainedTokenizerFast(tokenizer_object=core, cls_token=first, sep_token=last, pad_token=pad, unk_token=unknown)
+    made.add_special_tokens({"mask_token": special[-1]})
+    made.save_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    facts = {"vocab_size": len(made), "pad_token_id": made.pad_token_id, **size}
+    torch.manual_seed(0)
+    model = {"bert": lambda: t.BertModel(t.BertConfig(**facts)), "xlm-roberta": lambda: t.XLMRobertaModel(t.XLMRobertaConfig(**facts))}
+    model[family]().save_pretrained(folder)
     return folder
 
 
@@ -145,8 +182,9 @@ def text_batch(tokenizer: Any, pairs: list[tuple[str, str | None]], pixels: Any 
     import torch
 
     from eyegraft.data.batches import Collate
+    from eyegraft.data.inputs import reader
     from eyegraft.data.text import encode_pair, encode_prompt
-    from eyegraft.types import Sample
+    from eyegraft.types import ImageSpec, Sample
 
     pixels = torch.zeros(len(pairs), 3, 8, 8) if pixels is None else pixels
     items = []
@@ -155,8 +193,10 @@ def text_batch(tokenizer: Any, pairs: list[tuple[str, str | None]], pixels: Any 
             text = encode_prompt(tokenizer, prompt, template=template)  # type: ignore[arg-type]
         else:
             text = encode_pair(tokenizer, prompt, target, max_tokens=256, template=template)  # type: ignore[arg-type]
-        items.append((Sample(str(number), Path(f"{number}.png"), prompt, (target,) if target else ()), pixels[number], text))
-    return Collate(tokenizer.pad_token_id)(items)
+        sample = Sample(str(number), Path(f"{number}.png"), prompt=prompt, references=(target,) if target else ())
+        items.append((sample, {"image": pixels[number]}, text))
+    spec = ImageSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return Collate({"image": reader(spec)}, tokenizer.pad_token_id)(items)
 
 
 def lively(module: Any, *, scale: float = 5.0, seed: int = 0) -> Any:

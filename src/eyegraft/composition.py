@@ -14,12 +14,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from eyegraft.config import Recipe, Settings, staged
+from eyegraft.config import PARTS, Recipe, Settings, staged
 from eyegraft.errors import RecipeError, nearest
 from eyegraft.registry import kinds, module_of
 
 _ROOMS = {
     "vision_encoder": "encoders",
+    "text_encoder": "encoders",
     "pooling": "connectors",
     "connector": "connectors",
     "fusion": "fusion",
@@ -251,7 +252,7 @@ def validate(plain: Mapping[str, Any]) -> Recipe:
     stages = plain.get("stages")
     train = plain.get("train")
     if isinstance(train, Mapping):
-        faults += _part_faults(("train", "objective"), "objectives", train.get("objective"))
+        faults += _objective_faults(("train",), train)
     if isinstance(stages, Mapping) and isinstance(train, Mapping):
         inherited = train if _model_faults((), Settings, train) else Settings.model_validate(train).model_dump(exclude_unset=True)
         above = set(_model_faults((), Settings, staged(inherited, {})))  # said once, where it stands
@@ -259,7 +260,7 @@ def validate(plain: Mapping[str, Any]) -> Recipe:
             if isinstance(stage, Mapping):
                 whole = _model_faults((), Settings, staged(inherited, stage))
                 faults += [f"stages.{name}.{fault}" for fault in whole if fault not in above]
-                faults += _part_faults(("stages", str(name), "objective"), "objectives", stage.get("objective"))
+                faults += _objective_faults(("stages", str(name)), stage)
     for place, room in _ROOMS.items():
         faults += _part_faults((place,), room, plain.get(place))
     tasks = plain.get("tasks")
@@ -288,6 +289,15 @@ def _model_faults(place: tuple[str, ...], model: type[BaseModel], value: Mapping
     return []
 
 
+def _objective_faults(place: tuple[str, ...], settings: Mapping[str, Any]) -> list[str]:
+    word, available = settings.get("loss_type"), kinds("objectives")
+    faults = _part_faults((*place, "objective"), "objectives", settings.get("objective"))
+    if isinstance(word, str) and word not in available:
+        allowed = ", ".join(sorted(available))
+        faults.append(f"{'.'.join(place)}.loss_type: given {word!r}; expected one of {allowed}{_hint(word, available)}")
+    return faults
+
+
 def _part_faults(place: tuple[str, ...], room: str, value: Any) -> list[str]:
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
         return []  # None, or a shape that the schema itself complains of
@@ -305,7 +315,11 @@ def _part_faults(place: tuple[str, ...], room: str, value: Any) -> list[str]:
 def _cross_faults(recipe: Recipe) -> list[str]:
     """Faults between keys that are each right alone."""
     faults = []
-    parts = {"vision_encoder", "pooling", "connector", "fusion", "head"}
+    if not recipe.encoder_parts:
+        faults.append(
+            f"train.modality: given {recipe.train.modality!r}, but the recipe names no encoder for it; "
+            "expected a vision_encoder or a text_encoder"
+        )
     for name in recipe.stages:
         stage = recipe.stage(name)
         if stage.task is None and len(recipe.tasks) > 1:
@@ -315,8 +329,14 @@ def _cross_faults(recipe: Recipe) -> list[str]:
                 f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}{_hint(stage.task, recipe.tasks)}"
             )
         for part in stage.tune:
-            if part not in parts:
-                faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(sorted(parts))}{_hint(part, parts)}")
+            if part not in PARTS:
+                faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(PARTS)}{_hint(part, PARTS)}")
+        if stage.modality != recipe.train.modality:
+            faults.append(f"stages.{name}.modality: given {stage.modality!r}; expected train.modality, {recipe.train.modality!r}")
+    for column in recipe.evaluation.slices:
+        if column not in recipe.data.columns.meta:
+            allowed = ", ".join(recipe.data.columns.meta) or "a column of data.columns.meta, which is empty"
+            faults.append(f"evaluation.slices: given {column!r}; expected {allowed}{_hint(column, recipe.data.columns.meta)}")
     if recipe.run_stages != "all":
         for name in recipe.run_stages:
             if name not in recipe.stages:
@@ -340,6 +360,8 @@ def _fault(place: tuple[str, ...], detail: ErrorDetails, model: type[BaseModel])
     if detail["type"] == "missing":
         return f"{path}: missing; expected a value"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if isinstance(detail.get("input"), Mapping):  # keys that do not go together: the message names them
+        return f"{path}: {message}"
     return f"{path}: given {detail.get('input')!r}; expected {message}"
 
 

@@ -161,6 +161,33 @@ class Lora(Strict):
     use_rslora: bool = False
 
 
+class BackboneLora(Lora):
+    """Adapters of the vision encoder, switched by one key (see `Settings.freeze_backbone`)."""
+
+    enabled: bool = False
+    alpha: Positive = 8
+    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "k_proj", "v_proj")
+    target_layers: Positive | None = 6
+
+
+class FeatureCache(Strict):
+    """What a frozen encoder gives is the same in every epoch and every run: written once, read from then on.
+
+    Attributes:
+        mode: `auto` wherever it gives the same result as encoding again, `off` nowhere.
+        tokens: also keep whole token sequences, where the recipe pools them by learned weights or not at all: 100 times the disk.
+        augmented_copies: with random augmentation, how many fixed random variants of each picture stand for it; 0 encodes anew each time.
+        dtype: of the stored values. Training reads the rounded values from its first epoch on.
+        max_gib: the stores of all recipes together; the least recently used go first.
+    """
+
+    mode: Literal["auto", "off"] = "auto"
+    tokens: bool = False
+    augmented_copies: NonNegative = 0
+    dtype: Literal["float16", "bfloat16"] = "float16"
+    max_gib: Annotated[float, Field(gt=0)] = 20.0
+
+
 class Tune(Strict):
     """How one part is trained. In a recipe a bare word such as `frozen` stands for `{mode: frozen}`.
 
@@ -206,7 +233,8 @@ class Settings(Strict):
 
     Attributes:
         task: which of the recipe's tasks is learned; None where there is only one.
-        objective: None takes the task's own.
+        modality: which encoders the model has: all that the recipe names, or the vision or text encoder alone. The same in all stages.
+        objective: None takes the task's own. loss_type: the same by a bare word, such as focal.
         batch_size: samples in one forward.
         gradient_accumulation: forwards in one optimiser step; the loss is averaged over all their tokens.
         learning_rate, weight_decay, betas: of AdamW (Loshchilov & Hutter 2019); vectors and norms do not decay.
@@ -217,12 +245,18 @@ class Settings(Strict):
         checkpoint_every: optimiser steps between saves within an epoch; checkpoint_minutes: minutes between them, whichever comes first.
         early_stopping: what chooses the best checkpoint, and when to stop.
         log_every: optimiser steps between rows of `metrics.jsonl`.
-        tune: part -> how it is trained; parts not named keep the default of their room.
+        feature_cache: of frozen encoders.
+        tune: part -> how it is trained; parts not named keep the default of their room: pretrained ones are frozen, new ones train.
+        freeze_backbone, finetune_layers, backbone_lr, lora, lora_lr: `tune.vision_encoder` in other words. freeze_backbone=false with
+            finetune_layers=N trains the top N blocks, with -1 all; lora.enabled=true trains adapters on the last lora.target_layers blocks.
+            Without a rate of its own each takes learning_rate.
         init_from: a run folder whose last stage this one starts from. In `train` it holds for the first stage alone.
     """
 
     task: str | None = None
+    modality: Literal["multimodal", "vision_only", "text_only"] = "multimodal"
     objective: Part | None = None
+    loss_type: str | None = None
     epochs: Positive = 1
     max_steps: Positive | None = None
     batch_size: Positive = 8
@@ -238,8 +272,42 @@ class Settings(Strict):
     checkpoint_every: Positive | None = None
     checkpoint_minutes: Rate = 10.0
     log_every: Positive = 10
+    feature_cache: FeatureCache = FeatureCache()
     tune: dict[str, Tune] = {}
+    freeze_backbone: bool | None = None
+    finetune_layers: Annotated[int, Field(ge=-1)] = 0
+    backbone_lr: Rate | None = None
+    lora: BackboneLora = BackboneLora()
+    lora_lr: Rate | None = None
     init_from: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_train_the_backbone(self) -> Settings:
+        if self.finetune_layers and self.freeze_backbone is not False:
+            raise ValueError(f"finetune_layers={self.finetune_layers} of a frozen backbone: set freeze_backbone=false, or finetune_layers=0")
+        if self.freeze_backbone is False and not self.finetune_layers and not self.lora.enabled:
+            raise ValueError("freeze_backbone=false, but nothing of it trains: set finetune_layers=N (top N blocks; -1: all) or lora.enabled=true")
+        if self.finetune_layers and self.lora.enabled:
+            raise ValueError("finetune_layers and lora.enabled together: train the blocks or adapters on them")
+        if "vision_encoder" in self.tune and (self.freeze_backbone is not None or self.lora.enabled):
+            raise ValueError("tune.vision_encoder beside freeze_backbone or lora.enabled, which say the same: keep one")
+        if self.objective is not None and self.loss_type not in (None, self.objective.kind):
+            raise ValueError(f"loss_type={self.loss_type} and objective.kind={self.objective.kind}: keep one")
+        return self
+
+    def tune_of(self, part: str) -> Tune | None:
+        """How a part is trained, as far as the recipe says."""
+        if part != "vision_encoder" or (self.freeze_backbone is None and not self.lora.enabled):
+            return self.tune.get(part)
+        if self.lora.enabled:
+            return Tune(mode="lora", lora=Lora(**self.lora.model_dump(exclude={"enabled"})), learning_rate=self.lora_lr)
+        if self.finetune_layers > 0:
+            return Tune(mode="last_n", last_n=self.finetune_layers, learning_rate=self.backbone_lr)
+        return Tune(mode="full" if self.finetune_layers else "frozen", learning_rate=self.backbone_lr)
+
+    def objective_of(self, own: str) -> Part:
+        """The objective, where a task's own is `own`."""
+        return self.objective or Part(kind=self.loss_type or own)
 
 
 class Trackers(Strict):
@@ -254,26 +322,41 @@ class Trackers(Strict):
     wandb: dict[str, Any] | None = None
 
 
+Baseline = Literal[
+    "blank_image", "shuffled_image", "absent_image", "shuffled_text", "absent_text", "most_frequent", "nearest_neighbour"
+]
+
+
 class Evaluation(Strict):
     """How a run is evaluated.
 
     Attributes:
         splits: which splits `evaluate` reports when none is named.
         batch_size: samples generated at once.
-        baselines: dumb answers and damaged inputs to stand beside the model.
+        baselines: dumb answers and damaged inputs to stand beside the model; those of a modality that the model does not read are left out.
+        slices: columns of `data.columns.meta`; the result is also given for each of their values.
+        after_training: `train` ends by evaluating.
         num_resamples: bootstrap resamples behind each 95 % interval.
     """
 
     splits: tuple[str, ...] = ("test",)
     batch_size: Positive = 32
-    baselines: tuple[Literal["blank_image", "shuffled_image", "most_frequent", "nearest_neighbour"], ...] = (
+    baselines: tuple[Baseline, ...] = (
         "blank_image",
         "shuffled_image",
+        "absent_image",
+        "shuffled_text",
+        "absent_text",
         "most_frequent",
         "nearest_neighbour",
     )
+    slices: tuple[str, ...] = ()
+    after_training: bool = False
     num_resamples: Positive = 2000
 
+
+PARTS = ("vision_encoder", "text_encoder", "pooling", "connector", "fusion", "head")
+"""The parts of a model, as recipes name them."""
 
 BESIDE_THE_RESULT = ("run_root", "trackers", "run_stages")
 """Keys of a recipe that may change between one command and the next on the same run."""
@@ -286,7 +369,8 @@ class Recipe(Strict):
         recipe, title, experiment_name: its name, what a report is headed with, and the folder of its runs under run_root.
         seed: of everything random.
         device: `auto` takes a GPU where there is one; num_threads: of torch on a CPU; deterministic: ask torch for deterministic kernels.
-        vision_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`.
+        vision_encoder, text_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`. Pooling and connector are
+            the image's.
         prepare: how its data set is made, where it has one of its own; data: where it lies; augmentation: of training images.
         tasks: name -> what is asked and answered.
         train: what every stage trains with; stages: name -> what differs there, in order; run_stages: which of them to run.
@@ -301,9 +385,10 @@ class Recipe(Strict):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     num_threads: Positive | None = None
     deterministic: bool = False
-    vision_encoder: Part
+    vision_encoder: Part | None = None
+    text_encoder: Part | None = None
     pooling: Part | None = None
-    connector: Part
+    connector: Part | None = None
     fusion: Part
     head: Part
     prepare: Part | None = None
@@ -315,6 +400,13 @@ class Recipe(Strict):
     run_stages: tuple[str, ...] | Literal["all"] = "all"
     trackers: Trackers = Trackers()
     evaluation: Evaluation = Evaluation()
+
+    @property
+    def encoder_parts(self) -> dict[str, Part]:
+        """Modality -> encoder, of those that the model has. A label task may have either or both."""
+        named = {"image": self.vision_encoder, "text": self.text_encoder}
+        left_out = {"vision_only": "text", "text_only": "image"}.get(self.train.modality)
+        return {modality: part for modality, part in named.items() if part is not None and modality != left_out}
 
     def task_of(self, settings: Settings) -> str:
         """The name of the task that a stage learns."""

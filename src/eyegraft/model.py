@@ -2,64 +2,105 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from eyegraft.config import Part, Recipe
+from eyegraft.errors import RecipeError
 from eyegraft.registry import configured
 from eyegraft.types import Batch, Output, Tokens
 
+ENCODER_NAMES = {"image": "vision_encoder", "text": "text_encoder"}
+
 
 class Graft(nn.Module):
-    """Encoders, connectors, fusion and head in a row."""
+    """Encoders, connectors, fusion and head in a row.
 
-    def __init__(self, encoders: dict[str, nn.Module], connectors: dict[str, nn.Module], fusion: nn.Module, head: nn.Module) -> None:
+    Args:
+        encoders: modality -> encoder.
+        connectors: modality -> what its tokens pass, by the recipe's names (`pooling`, `connector`); may be empty.
+    """
+
+    def __init__(
+        self, encoders: Mapping[str, nn.Module], connectors: Mapping[str, Mapping[str, nn.Module]], fusion: nn.Module, head: nn.Module
+    ) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(encoders)
-        self.connectors = nn.ModuleDict(connectors)
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.connectors = nn.ModuleDict({modality: nn.Sequential(OrderedDict(chain)) for modality, chain in connectors.items()})
         self.fusion = fusion
         self.head: Any = head
 
     def encode(self, batch: Batch) -> dict[str, Tokens]:
-        return {modality: encoder(batch.inputs[modality]) for modality, encoder in self.encoders.items()}
+        encoded = {}
+        for modality, encoder in self.encoders.items():
+            given = batch.inputs[modality]
+            tokens = given if isinstance(given, Tokens) else encoder(given)
+            present = batch.present.get(modality)
+            encoded[modality] = tokens if present is None else replace(tokens, mask=tokens.mask & present.unsqueeze(1))
+        return encoded
 
-    def connect(self, encoded: dict[str, Tokens]) -> Tokens:
+    def connect(self, encoded: Mapping[str, Tokens]) -> Tokens:
         tokens: Tokens = self.fusion({modality: self.connectors[modality](tokens) for modality, tokens in encoded.items()})
         return tokens
 
     def forward(self, batch: Batch) -> Output:
         encoded = self.encode(batch)
-        logits, labels = self.head(self.connect(encoded), batch)
-        return Output(encoded, logits, labels)
+        tokens = self.connect(encoded)
+        logits, labels = self.head(tokens, batch)
+        return Output(encoded, tokens, logits, labels)
+
+    def probes(self, batch: Batch) -> list[Batch]:
+        """The batch, and once without each modality that the fusion has learned something in place of."""
+        return [batch, *(batch.without(modality) for modality in self.fusion.fills)]  # type: ignore[union-attr]
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts by the recipe's names; together they hold every parameter once."""
-        chain = self.connectors["image"]
-        assert isinstance(chain, nn.Sequential)
-        named = {"vision_encoder": self.encoders["image"], "connector": chain[-1], "fusion": self.fusion, "head": self.head}
-        return {**named, "pooling": chain[0]} if len(chain) > 1 else named
-
-    def image_tokens(self, image: Tensor) -> int:
-        """How many tokens one image [1, C, H, W] takes before the text: measured, never configured."""
-        return int(self.connect({"image": self.encoders["image"](image)}).mask.shape[1])
+        named: dict[str, nn.Module] = {ENCODER_NAMES[modality]: encoder for modality, encoder in self.encoders.items()}
+        for chain in self.connectors.values():
+            named |= dict(chain.named_children())
+        return {**named, "fusion": self.fusion, "head": self.head}
 
 
 def assemble(recipe: Recipe) -> Graft:
     """Build every part with the measured widths of its neighbours."""
-    encoder_module, encoder_config = configured("encoders", recipe.vision_encoder)
     head_module, head_config = configured("heads", recipe.head)
-    encoder = encoder_module.build(encoder_config)
     width = head_module.input_dim(head_config)
-    chain: list[nn.Module] = []
-    dim: int = encoder.token_dim
-    for part in (recipe.pooling, recipe.connector):
-        if part is not None:
-            chain.append(_connector(part, dim, width))
-            dim = int(chain[-1].out_dim)  # type: ignore[arg-type]
+    encoders: dict[str, nn.Module] = {}
+    chains: dict[str, dict[str, nn.Module]] = {}
+    dims: dict[str, int] = {}
+    for modality, part in recipe.encoder_parts.items():
+        module, config = configured("encoders", part)
+        encoders[modality] = module.build(config)
+        dims[modality] = int(encoders[modality].token_dim)  # type: ignore[arg-type]
+        chains[modality] = {}
+        for name, between in _between(recipe, modality).items():
+            chains[modality][name] = _connector(between, dims[modality], width or dims[modality])
+            dims[modality] = int(chains[modality][name].out_dim)  # type: ignore[arg-type]
     fusion_module, fusion_config = configured("fusion", recipe.fusion)
-    fusion = fusion_module.build(fusion_config, dims={"image": dim})
-    return Graft({"image": encoder}, {"image": nn.Sequential(*chain)}, fusion, head_module.build(head_config, in_dim=fusion.out_dim))
+    fusion = fusion_module.build(fusion_config, dims=dims)
+    head = head_module.build(head_config, in_dim=fusion.out_dim, num_outputs=_num_outputs(recipe))
+    return Graft(encoders, chains, fusion, head)
+
+
+def _between(recipe: Recipe, modality: str) -> dict[str, Part]:
+    """What stands between an encoder and the fusion. A text encoder pools by itself, as its weights were trained to."""
+    between = {"pooling": recipe.pooling, "connector": recipe.connector} if modality == "image" else {}
+    return {name: part for name, part in between.items() if part is not None}
+
+
+def _num_outputs(recipe: Recipe) -> int:
+    """How many numbers a sample's answer has, as the tasks say; 0 where they are texts."""
+    wanted = {}
+    for name, part in recipe.tasks.items():
+        module, config = configured("tasks", part)
+        wanted[name] = int(module.num_outputs(config))
+    if len(set(wanted.values())) > 1:
+        raise RecipeError(f"tasks with {wanted} outputs under one head", "one number of outputs", "give each its own recipe")
+    return next(iter(wanted.values()))
 
 
 def _connector(part: Part, in_dim: int, out_dim: int) -> nn.Module:

@@ -71,7 +71,7 @@ def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None =
         parts["objective"] = objective
     names = {id(parameter): name for root in (model, objective) if root is not None for name, parameter in root.named_parameters()}
     for part_name, part in parts.items():
-        tune = settings.tune.get(part_name) or default_tune(part)
+        tune = settings.tune_of(part_name) or default_tune(part)
         for parameter in part.parameters():
             parameter.requires_grad_(False)
         chosen = _chosen(part_name, part, tune)
@@ -241,13 +241,14 @@ def set_training_mode(model: nn.Module) -> None:
     descend(model, False)
 
 
-def prove(step: Any, model: nn.Module, batch: Any, backward: Any, planned: Iterable[nn.Parameter]) -> None:
+def prove(step: Any, model: nn.Module, batches: Iterable[Any], backward: Any, planned: Iterable[nn.Parameter]) -> None:
     """One probe step: the tensors that require a gradient are those that the optimiser holds, and each of them gets one. Nothing changes.
 
     Tensors that start at exactly zero (LoRA's B, gates) hide the gradient of their neighbours: for the probe they get small values.
 
     Args:
-        step: batch -> (summed losses [B], counts [B]).
+        step: batch -> (summed losses [B], counts [B], …).
+        batches: together they reach every tensor: the samples as they are, and without each modality that something learned stands for.
         backward: what takes the loss back (Fabric's own, for scaled precisions).
         planned: the parameters of all optimiser groups.
 
@@ -270,10 +271,11 @@ def prove(step: Any, model: nn.Module, batch: Any, backward: Any, planned: Itera
         with torch.no_grad():
             for parameter in zeroed.values():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1e-2)
-        sums, counts = step(batch)
-        loss = sums.sum() / counts.sum()
-        if loss.requires_grad:  # else nothing trains, which is said below
-            backward(loss)
+        for batch in batches:
+            sums, counts, *_ = step(batch)
+            loss = sums.sum() / counts.sum()
+            if loss.requires_grad:  # else nothing trains, which is said below
+                backward(loss)
         without = [name for name, parameter in trainable.items() if parameter.grad is None or not parameter.grad.any()]
     finally:
         with torch.no_grad():

@@ -25,13 +25,24 @@ def _vision(family: str) -> Options:
     return lambda folders: {"model": folders.vision(family)}
 
 
+def _text(family: str, pooling: str, **options: Any) -> Options:
+    return lambda folders: {"model": folders.text(family), "pooling": pooling, **options}
+
+
 def _lm(family: str) -> Options:
     return lambda folders: {"model": folders.lm(family)}
 
 
 SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     "encoders": {
-        "huggingface": {family: _vision(family) for family in ("siglip", "clip", "dinov2", "vit", "resnet")},
+        "huggingface": {family: _vision(family) for family in ("siglip", "naflex", "clip", "dinov2", "vit", "resnet")},
+        "sentence": {
+            "bert-mean": _text("bert", "mean"),
+            "bert-pooler": _text("bert", "pooler", normalize=False),
+            "bert-tokens": _text("bert", "tokens"),
+            "xlm-roberta-cls": _text("xlm-roberta", "cls", prefix="query: "),
+            "xlm-roberta-mean": _text("xlm-roberta", "mean"),
+        },
         "timm": {
             # `test_*` are timm's own miniatures of each family; mambaout gives channels last
             name: _timm(name)
@@ -45,10 +56,22 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
         "mlp": {"plain": lambda folders: {}, "hidden": lambda folders: {"hidden_dim": 7}},
         "prefix": {"plain": lambda folders: {"num_tokens": 3}, "hidden": lambda folders: {"hidden_dim": 5, "dropout": 0.1}},
     },
-    "fusion": {"sequence": {"plain": lambda folders: {}}},
-    "heads": {"prefix_lm": {family: _lm(family) for family in ("llama", "mistral", "qwen2", "phi", "gpt2")}},
+    "fusion": {
+        "concat": {"plain": lambda folders: {}, "dropout": lambda folders: {"modality_dropout": {"text": 0.5}}},
+        "gated": {"plain": lambda folders: {"dim": 6}},
+        "sequence": {"plain": lambda folders: {}},
+    },
+    "heads": {
+        "classifier": {"plain": lambda folders: {"hidden_dim": 5}},
+        "prefix_lm": {family: _lm(family) for family in ("llama", "mistral", "qwen2", "phi", "gpt2")},
+    },
     "objectives": {"cross_entropy": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}}},
     "tasks": {
+        "classify": {
+            "yes-no": lambda folders: {},
+            "classes": lambda folders: {"classes": ["cat", "dog", "새"]},
+            "multi-label": lambda folders: {"classes": ["cat", "dog", "새"], "multi_label": True},
+        },
         "caption": {
             "chat": lambda folders: {"prompt": "What is drawn here?"},
             "plain": lambda folders: {"prompt": "What is drawn here?", "template": "plain"},
@@ -58,10 +81,20 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
 }
 
 
-def cases(room: str) -> list[Any]:
-    """One case for each sample of each part found in the room's folder, and a failing one for a part without a sample."""
+LABEL_PARTS = {"heads": {"classifier"}, "tasks": {"classify"}, "objectives": {"bce", "focal", "softmax"}}
+"""Parts that speak labels where the others of their room speak text: they keep other promises."""
+
+
+def cases(room: str, *, labels: bool | None = None) -> list[Any]:
+    """One case for each sample of each part found in the room's folder, and a failing one for a part without a sample.
+
+    Args:
+        labels: only the parts that speak labels, or only the others; None: all.
+    """
     found = []
     for kind in sorted(kinds(room)):
+        if labels is not None and labels != (kind in LABEL_PARTS[room]):
+            continue
         for label in SAMPLES[room].get(kind) or {"without-sample": None}:
             found.append(pytest.param((kind, label), id=f"{kind}-{label}"))
     return found

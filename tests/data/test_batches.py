@@ -17,8 +17,9 @@ import tiny
 from eyegraft.config import Augmentation
 from eyegraft.data.augment import augment
 from eyegraft.data.batches import Collate, Examples, batch_order, derived_seed, load_batches
+from eyegraft.data.inputs import reader
 from eyegraft.data.images import check_image, open_image, to_pixels
-from eyegraft.data.text import EncodedText
+from eyegraft.data.text import Encoded
 from eyegraft.errors import DataError
 from eyegraft.types import IGNORE, Batch, ImageSpec, Sample
 
@@ -35,8 +36,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 
 def examples(samples: list[Sample], augmentation: Augmentation | None = STRONG) -> Examples:
-    texts = [EncodedText(tuple(range(1, n + 2)), (IGNORE,) * n + (n + 1,)) for n in range(len(samples))]
-    return Examples(samples, texts, SPEC, augmentation)
+    texts = [Encoded(tuple(range(1, n + 2)), (IGNORE,) * n + (n + 1,)) for n in range(len(samples))]
+    return Examples(samples, texts, {"image": reader(SPEC, augmentation=augmentation)})
 
 
 def pixels(batches: Iterable[Batch]) -> dict[str, torch.Tensor]:
@@ -174,7 +175,7 @@ def test_a_file_that_fails_outside_the_decoder_is_named_too(samples: list[Sample
     def stale(*_: object, **__: object) -> None:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr("eyegraft.data.batches.open_image", stale)
+    monkeypatch.setattr("eyegraft.data.inputs.open_image", stale)
     with pytest.raises(DataError, match=r"sample 's2': image .*2\.png: .*Stale file handle"):
         list(load_batches(examples(samples), [[2]], pad_id=0))
 
@@ -193,8 +194,8 @@ def test_a_large_picture_is_shrunk_before_it_is_augmented(tmp_path: Path, monkey
         augmented.append(picture.size)
         return augment(picture, settings, seed)
 
-    monkeypatch.setattr("eyegraft.data.batches.augment", noted)
-    data = Examples(many, [EncodedText((1,), (1,))] * 4, SPEC, STRONG)
+    monkeypatch.setattr("eyegraft.data.inputs.augment", noted)
+    data = Examples(many, [Encoded((1,), (1,))] * 4, {"image": reader(SPEC, augmentation=STRONG)})
     moved = pixels(load_batches(data, [[0, 1, 2, 3]], pad_id=0, seed=(1,)))
     assert augmented == [(48, 32), (32, 320), (32, 500), (9, 12)]
     still = pixels(load_batches(data, [[0, 1, 2, 3]], pad_id=0))
@@ -209,7 +210,7 @@ def test_a_large_picture_is_shrunk_before_it_is_augmented(tmp_path: Path, monkey
 def test_shrinking_first_hardly_changes_what_the_encoder_sees(tmp_path: Path) -> None:
     """It is antialiased: a plain flip of a fine pattern gives the flipped pixels."""
     Image.radial_gradient("L").resize((700, 500)).convert("RGB").save(tmp_path / "a.png")
-    data = Examples([Sample("a", tmp_path / "a.png")], [EncodedText((1,), (1,))], SPEC, Augmentation(flip=1))
+    data = Examples([Sample("a", tmp_path / "a.png")], [Encoded((1,), (1,))], {"image": reader(SPEC, augmentation=Augmentation(flip=1))})
     flipped, plain = (pixels(load_batches(data, [[0]], pad_id=0, seed=seed))["a"] for seed in ((1,), None))
     assert (flipped.flip(-1) - plain).abs().max() < 0.03
 
@@ -229,11 +230,10 @@ def test_texts_are_padded_on_the_right(samples: list[Sample]) -> None:
 
 def test_texts_may_be_empty(samples: list[Sample]) -> None:
     """An image alone, without a prompt."""
-    batch = Collate(0)(
-        [(samples[0], torch.zeros(3, 4, 4), EncodedText((), ())), (samples[1], torch.zeros(3, 4, 4), EncodedText((5,), (5,)))]
-    )
+    collate, picture = Collate({"image": reader(SPEC)}, 0), {"image": torch.zeros(3, 4, 4)}
+    batch = collate([(samples[0], picture, Encoded()), (samples[1], picture, Encoded((5,), (5,)))])
     assert batch.text_mask.tolist() == [[False], [True]]
-    alone = Collate(0)([(samples[0], torch.zeros(3, 4, 4), EncodedText((), ()))])
+    alone = collate([(samples[0], picture, Encoded())])
     assert alone.input_ids.shape == alone.labels.shape == alone.text_mask.shape == (1, 0)
 
 

@@ -19,7 +19,7 @@ PAIRS = [("What is drawn here?", "a red square"), ("Name it:", "파란 동그라
 def made(folders: Any, family: str = "llama", **options: Any) -> PrefixLM:
     torch.manual_seed(0)
     config = Config(model=folders.lm(family), **options)
-    return build(config, in_dim=input_dim(config)).eval()
+    return build(config, in_dim=input_dim(config), num_outputs=0).eval()
 
 
 def image_tokens(rows: int, count: int = 4, width: int = 32) -> Tokens:
@@ -70,7 +70,7 @@ def test_weights_come_from_the_folder_unless_told_otherwise(folders: Any) -> Non
     file = load_file(Path(folders.lm()) / "model.safetensors")
     loaded, fresh = made(folders), made(folders, pretrained=False)
     torch.manual_seed(5)
-    other = build(Config(model=folders.lm(), pretrained=False), in_dim=32)
+    other = build(Config(model=folders.lm(), pretrained=False), in_dim=32, num_outputs=0)
     assert all(torch.equal(loaded.backbone.state_dict()[name], tensor) for name, tensor in file.items())
     assert not torch.equal(fresh.backbone.get_input_embeddings().weight, other.backbone.get_input_embeddings().weight)
 
@@ -92,7 +92,7 @@ def test_the_context_length_is_the_models(folders: Any) -> None:
 def test_a_model_that_is_not_there_says_what_would_be(tmp_path: Path, model: str, match: str) -> None:
     config = Config(model=str(tmp_path) if model == "EMPTY" else model)
     with pytest.raises(PartError, match=match) as caught:
-        build(config, in_dim=32)
+        build(config, in_dim=32, num_outputs=0)
     assert caught.value.expected
 
 
@@ -104,7 +104,7 @@ def test_a_tokenizer_without_an_end_is_refused(folders: Any, tmp_path: Path) -> 
     tokenizer.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(folders.lm()).save_pretrained(tmp_path)
     with pytest.raises(PartError, match="no end-of-text token"):
-        build(Config(model=str(tmp_path)), in_dim=32)
+        build(Config(model=str(tmp_path)), in_dim=32, num_outputs=0)
 
 
 def test_a_tokenizer_without_padding_pads_with_what_is_masked(folders: Any, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_tokenizer_without_padding_pads_with_what_is_masked(folders: Any, tmp_
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(folders.lm()).save_pretrained(tmp_path)
-    head, usual = build(Config(model=str(tmp_path)), in_dim=32).eval(), made(folders)
+    head, usual = build(Config(model=str(tmp_path)), in_dim=32, num_outputs=0).eval(), made(folders)
     assert head.tokenizer.pad_token_id == head.tokenizer.eos_token_id
     ours, theirs = (item(image_tokens(3), tiny.text_batch(item.tokenizer, PAIRS)) for item in (head, usual))
     assert torch.equal(ours[1], theirs[1])

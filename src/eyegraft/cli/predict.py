@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 HELP = "answer about images with a trained run"
 
@@ -11,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--prompt", help="what to ask; by default what the model was trained with")
+    parser.add_argument("--text", action="append", help="words beside the image, for models that read them (once an image, in order)")
     parser.add_argument("--stage", help="the stage whose best checkpoint is used; the last by default")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -20,6 +23,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     from eyegraft.serving import load_run
 
-    answers = load_run(arguments.run, stage=arguments.stage).predict(arguments.images, prompt=arguments.prompt)
+    answers = load_run(arguments.run, stage=arguments.stage).predict(arguments.images, prompt=arguments.prompt, texts=arguments.text)
     for image, answer in zip(arguments.images, answers, strict=True):
-        print(json.dumps({"image": image, "answer": answer}, ensure_ascii=False) if arguments.json else f"{image}\t{answer}")
+        if arguments.json:
+            print(json.dumps({"image": image, "answer": answer}, ensure_ascii=False))
+        else:
+            print(f"{image}\t{answer if isinstance(answer, str) else _in_words(answer)}")
+
+
+def _in_words(answer: Mapping[str, Any]) -> str:
+    """`true (0.93)`, `cat (0.81)`."""
+    label, known = answer["label"], answer.get("probabilities", {})
+    if isinstance(label, list):
+        return ", ".join(f"{name} ({known[name]:.2f})" for name in label) or "none"
+    return f"{label} ({known[label] if known else answer['probability']:.2f})"

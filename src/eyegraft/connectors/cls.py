@@ -14,6 +14,8 @@ class Config(Strict):
 
 
 class ClassTokenPooling(nn.Module):
+    idempotent = True  # applied to its own output it changes nothing
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.out_dim = dim
@@ -25,7 +27,7 @@ class ClassTokenPooling(nn.Module):
                 "an encoder with a class token",
                 "use pooling=mean or pooling=attention",
             )
-        return Tokens(tokens.values[:, :1], tokens.mask[:, :1])
+        return Tokens(tokens.values[:, :1], tokens.mask[:, :1], num_prefix=1)
 
 
 def build(config: Config, *, in_dim: int, out_dim: int) -> ClassTokenPooling:

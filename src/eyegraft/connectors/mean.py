@@ -13,6 +13,8 @@ class Config(Strict):
 
 
 class MeanPooling(nn.Module):
+    idempotent = True  # applied to its own output it changes nothing
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.out_dim = dim

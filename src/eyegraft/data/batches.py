@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from eyegraft.config import Augmentation
-from eyegraft.data.augment import augment, is_random
-from eyegraft.data.images import open_image, to_pixels
-from eyegraft.data.text import EncodedText
-from eyegraft.errors import DataError, EyegraftError
-from eyegraft.types import IGNORE, Batch, ImageSpec, Sample
+from eyegraft.data.inputs import Reader, unreadable
+from eyegraft.data.text import Encoded
+from eyegraft.errors import EyegraftError
+from eyegraft.types import IGNORE, Batch, Sample
 
-Item = tuple[Sample, torch.Tensor, EncodedText]
+Item = tuple[Sample, dict[str, Any], Encoded]
 
 
 def derived_seed(*parts: object) -> int:
@@ -47,13 +43,15 @@ def batches_in_order(count: int, batch_size: int) -> list[list[int]]:
 
 
 class Examples(Dataset[Item]):
-    """Decodes and transforms one sample at a time. A key is (position, seed of its augmentation or None)."""
+    """Reads one sample at a time. A key is (position, seed of its augmentation or None).
 
-    def __init__(
-        self, samples: Sequence[Sample], texts: Sequence[EncodedText], image: ImageSpec, augmentation: Augmentation | None = None
-    ) -> None:
-        self.samples, self.texts, self.image = samples, texts, image
-        self.augmentation = augmentation if augmentation is not None and is_random(augmentation) else None
+    Args:
+        readers: modality -> how it is read.
+        encoded: what each sample asks and teaches, in the order of the samples.
+    """
+
+    def __init__(self, samples: Sequence[Sample], encoded: Sequence[Encoded], readers: Mapping[str, Reader]) -> None:
+        self.samples, self.encoded, self.readers = samples, encoded, readers
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,49 +60,37 @@ class Examples(Dataset[Item]):
         position, seed = key
         sample = self.samples[position]
         try:
-            return sample, self._pixels(sample, seed), self.texts[position]
+            return sample, {modality: reading.read(sample, seed) for modality, reading in self.readers.items()}, self.encoded[position]
         except EyegraftError as error:
             raise type(error)(f"sample {sample.id!r}: {error.given}", error.expected, error.fix) from error
         except OSError as error:
-            raise DataError(
-                f"sample {sample.id!r}: image {sample.image}: {error}", "a file that can be read", "restore the file"
-            ) from error
-
-    def _pixels(self, sample: Sample, seed: int | None) -> torch.Tensor:
-        if self.augmentation is None or seed is None:
-            return to_pixels(open_image(sample.image, self.image.channels), self.image)
-        side = math.ceil(max(self.image.size) / self.image.crop_fraction)  # what the transform needs of the short side
-        picture = _shrunk(open_image(sample.image, self.image.channels, target=(side, side)), 2 * side)
-        return to_pixels(augment(picture, self.augmentation, seed), self.image)
-
-
-def _shrunk(picture: Image.Image, short_side: int) -> Image.Image:
-    """The picture with at most this short side: augmenting 12 megapixels takes a second, and the transform discards nearly all of them."""
-    scale = short_side / min(picture.size)
-    if scale >= 1:
-        return picture
-    size = (max(short_side, round(picture.width * scale)), max(short_side, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+            raise unreadable(sample, error) from error
 
 
 class Collate:
     """Items to a batch, texts right-padded. A class so that loader workers can be sent it."""
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(self, readers: Mapping[str, Reader], pad_id: int) -> None:
+        self.readers, self.pad_id = readers, pad_id
 
     def __call__(self, items: Sequence[Item]) -> Batch:
-        width = max(len(text.input_ids) for _, _, text in items)
+        samples = [sample for sample, _, _ in items]
+        taught = [encoded for _, _, encoded in items]
+        width = max(len(encoded.input_ids) for encoded in taught)
         input_ids = torch.full((len(items), width), self.pad_id)
         labels = torch.full((len(items), width), IGNORE)
         mask = torch.zeros((len(items), width), dtype=torch.bool)
-        for row, (_, _, text) in enumerate(items):
-            length = len(text.input_ids)
-            input_ids[row, :length] = torch.tensor(text.input_ids)
-            labels[row, :length] = torch.tensor(text.labels)
+        for row, encoded in enumerate(taught):
+            length = len(encoded.input_ids)
+            input_ids[row, :length] = torch.tensor(encoded.input_ids, dtype=torch.long)
+            labels[row, :length] = torch.tensor(encoded.labels, dtype=torch.long)
             mask[row, :length] = True
-        pixels = torch.stack([pixels for _, pixels, _ in items])  # [B, C, H, W]
-        return Batch({"image": pixels}, input_ids, mask, labels, [sample for sample, _, _ in items])
+        inputs = {modality: reading.stack([read[modality] for _, read, _ in items]) for modality, reading in self.readers.items()}
+        present = {
+            modality: torch.tensor([reading.present(sample) for sample in samples]) for modality, reading in self.readers.items()
+        }
+        targets = torch.tensor([encoded.target for encoded in taught], dtype=torch.float32).view(len(items), -1)  # [B, K]
+        return Batch(inputs, input_ids, mask, labels, samples, targets, present)
 
 
 class _Batches(Dataset["Batch | EyegraftError"]):
@@ -133,18 +119,26 @@ def load_batches(
 
     Args:
         seed: what the augmentation of a sample depends on, besides its position; None turns augmentation off.
-        num_workers: processes that decode ahead; the batches are the same with any number.
+        num_workers: processes that decode ahead, where there is anything to decode; the batches are the same with any number.
 
     Raises:
         DataError: a picture vanished or was damaged since it was checked; names the sample, with any number of workers.
     """
     keys = [[(i, None if seed is None else derived_seed("augment", *seed, i)) for i in batch] for batch in batches]
+    return load_keys(examples, keys, pad_id=pad_id, num_workers=num_workers)
+
+
+def load_keys(
+    examples: Examples, keys: Sequence[Sequence[tuple[int, int | None]]], *, pad_id: int, num_workers: int = 0
+) -> Iterator[Batch]:
+    """As `load_batches`, with the augmentation seed of every sample given: batches of (position, seed or None)."""
+    slow = any(reading.slow for reading in examples.readers.values())
     loader: DataLoader[Any] = DataLoader(
-        _Batches(examples, Collate(pad_id)),
+        _Batches(examples, Collate(examples.readers, pad_id)),
         batch_size=None,  # the items of this data set are batches
         sampler=keys,
         collate_fn=_as_is,
-        num_workers=num_workers,
+        num_workers=num_workers if slow else 0,  # what needs no decoding is slower through another process
         generator=torch.Generator().manual_seed(0),  # else the loader draws its workers' seed from the global generator
     )
     for batch in loader:

@@ -13,24 +13,31 @@ Overflow = Literal["error", "truncate"]
 
 
 @dataclass(frozen=True)
-class EncodedText:
-    """Token ids of one sample, with `IGNORE` in `labels` where nothing is learned. Both have length T."""
+class Encoded:
+    """What one sample asks and teaches.
 
-    input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
+    Attributes:
+        input_ids, labels: token ids of a text task, both of length T, with `IGNORE` in `labels` where nothing is learned.
+        target: the K numbers of a label task, NaN where unknown.
+        truncated: whether the text was cut to its limit.
+    """
+
+    input_ids: tuple[int, ...] = ()
+    labels: tuple[int, ...] = ()
     truncated: bool = False
+    target: tuple[float, ...] = ()
 
 
-def encode_prompt(tokenizer: Any, prompt: str, *, template: Template = "auto") -> EncodedText:
+def encode_prompt(tokenizer: Any, prompt: str, *, template: Template = "auto") -> Encoded:
     """The prompt alone, ready for an answer to follow."""
     _stop_at_special_tokens(tokenizer, prompt)
     ids = _ids(tokenizer, _prompt_text(tokenizer, prompt, template))
-    return EncodedText(tuple(ids), (IGNORE,) * len(ids))
+    return Encoded(tuple(ids), (IGNORE,) * len(ids))
 
 
 def encode_pair(
     tokenizer: Any, prompt: str, target: str, *, max_tokens: int, template: Template = "auto", overflow: Overflow = "error"
-) -> EncodedText:
+) -> Encoded:
     """Prompt and target; the target and its end-of-text token are learned, the prompt is not.
 
     A pair longer than `max_tokens` is refused, or cut when `overflow` is `truncate`: the target keeps what the prompt leaves free, at
@@ -75,8 +82,8 @@ def _stop_at_special_tokens(tokenizer: Any, *texts: str) -> None:
                 raise DataError(f"a text that holds the special token {token!r}", "plain words", "take it out of the prompt or the table")
 
 
-def _labelled(prompt_ids: list[int], target_ids: list[int], *, truncated: bool) -> EncodedText:
-    return EncodedText((*prompt_ids, *target_ids), (*((IGNORE,) * len(prompt_ids)), *target_ids), truncated)
+def _labelled(prompt_ids: list[int], target_ids: list[int], *, truncated: bool) -> Encoded:
+    return Encoded((*prompt_ids, *target_ids), (*((IGNORE,) * len(prompt_ids)), *target_ids), truncated)
 
 
 def _difference(tokenizer: Any, prompt: str, target: str, template: Template) -> tuple[list[int], list[int]]:

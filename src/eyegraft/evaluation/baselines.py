@@ -1,89 +1,120 @@
-"""Dumb answers. A result that does not beat them says nothing about the image.
+"""Dumb answers and damaged inputs. A result that does not beat them says nothing about what the model looks at.
 
-The model's own without the right image; the training set's most frequent one; retrieval by the run's encoder, as trained as it is.
+The model's own with blank, shuffled or absent pictures and words; the training set's best answer without looking; retrieval by the run's
+encoders, as trained as they are.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eyegraft.answering import pad_id_of
 from eyegraft.console import progress
 from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches
-from eyegraft.data.text import EncodedText
+from eyegraft.data.inputs import AbsentReader, ConstantReader, Reader, reader
+from eyegraft.data.text import Encoded
 from eyegraft.errors import DataError
 from eyegraft.model import Graft
-from eyegraft.types import Batch, Sample
+from eyegraft.tasks import Task
+from eyegraft.types import Sample, moved_to
 
 RETRIEVAL_LIMIT = 20_000
-"""Training images that retrieval searches at most; a seeded draw of a larger set."""
+"""Training samples that retrieval searches at most; a seeded draw of a larger set."""
 
 DONOR_STEPS = 50
-"""Samples that shuffling looks at, for each one, to find an image with other references."""
-
-
-def blank(batch: Batch) -> Batch:
-    """Every pixel the mean colour of the encoder's pretraining data (0 after normalisation)."""
-    return batch.with_input("image", torch.zeros_like(batch.inputs["image"]))
-
-
-def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """Every sample with another image: of a sample with other references, where one is near. Prompts and references stay.
-
-    Raises:
-        DataError: the samples show fewer than two images.
-    """
-    order = list(samples)
-    random.Random(derived_seed("shuffle", seed)).shuffle(order)
-    images = list(dict.fromkeys(sample.image for sample in order))
-    if len(images) < 2:
-        raise DataError(f"{len(samples)} samples of {len(images)} image to shuffle", "at least 2 images", "evaluate on more images")
-    donors = {}
-    for place, sample in enumerate(order):
-        near = (order[(place + step) % len(order)] for step in range(1, min(len(order), DONOR_STEPS + 1)))
-        others = [other for other in near if other.image != sample.image]
-        best = next((other.image for other in others if other.references != sample.references), None)
-        last_resort = images[0] if images[0] != sample.image else images[1]
-        donors[sample.id] = best or (others[0].image if others else last_resort)
-    return [replace(sample, image=donors[sample.id]) for sample in samples]
-
-
-def most_frequent(train: Sequence[Sample], count: int) -> list[str]:
-    """The training set's most frequent reference, for everyone (the first in order of the alphabet among equals)."""
-    tally = Counter(reference for sample in train for reference in sample.references)
-    answer = min(tally, key=lambda text: (-tally[text], text))
-    return [answer] * count
-
-
-def nearest_neighbour(
-    model: Graft, train: Sequence[Sample], samples: Sequence[Sample], *, batch_size: int, num_workers: int, seed: int
-) -> list[str]:
-    """The first reference of the training image whose pooled encoder tokens are nearest by cosine."""
-    if len(train) > RETRIEVAL_LIMIT:
-        train = random.Random(derived_seed("retrieval", seed)).sample(train, RETRIEVAL_LIMIT)
-    known = _features(model, train, batch_size, num_workers, "features of training images")
-    asked = _features(model, samples, batch_size, num_workers, "features")
-    return [train[int(place)].references[0] for chunk in torch.split(asked, 1024) for place in (chunk @ known.T).argmax(1)]
+"""Samples that shuffling looks at, for each one, to find another with other references."""
 
 
 @torch.inference_mode()
-def _features(model: Graft, samples: Sequence[Sample], batch_size: int, num_workers: int, label: str) -> Tensor:
-    """[len(samples), D] float32 on the CPU: mean of the encoder's tokens, unit length."""
-    encoder = model.encoders["image"]
-    device = next(encoder.parameters()).device
-    nothing = EncodedText((0,), (0,))
-    examples = Examples(samples, [nothing] * len(samples), encoder.spec)  # type: ignore[arg-type]
+def blank(model: Graft, modality: str) -> ConstantReader:
+    """Every pixel the mean colour of the encoder's pretraining data (0 after normalisation): encoded once, read for every sample."""
+    encoder: Any = model.encoders[modality].eval()
+    plain: Any = reader(encoder.spec)
+    inputs = moved_to(plain.stack([plain.blank()]), next(model.parameters()).device)
+    return ConstantReader(moved_to(encoder(inputs), "cpu"))
+
+
+def absent(model: Graft, modality: str) -> AbsentReader:
+    """No sample has the modality: what the fusion has learned stands in its place."""
+    return AbsentReader(blank(model, modality).tokens)
+
+
+def shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """Every sample with another's picture: of one with other references, where one is near. All else stays.
+
+    Raises:
+        DataError: the samples show fewer than two pictures.
+    """
+    return _shuffled(samples, seed, lambda sample: sample.image, lambda sample, other: replace(sample, image=other.image, sha256=other.sha256))
+
+
+def shuffled_texts(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """The same with the words beside the pictures."""
+    return _shuffled(samples, seed, lambda sample: sample.text, lambda sample, other: replace(sample, text=other.text))
+
+
+def _shuffled(
+    samples: Sequence[Sample], seed: int, what: Callable[[Sample], Hashable], given: Callable[[Sample, Sample], Sample]
+) -> list[Sample]:
+    order = list(samples)
+    random.Random(derived_seed("shuffle", seed)).shuffle(order)
+    kinds = list({what(sample): sample for sample in reversed(order)}.values())
+    if len(kinds) < 2:
+        raise DataError(f"{len(samples)} samples that are all alike to shuffle", "at least 2 different ones", "evaluate on more samples")
+    donors = {}
+    for place, sample in enumerate(order):
+        near = (order[(place + step) % len(order)] for step in range(1, min(len(order), DONOR_STEPS + 1)))
+        others = [other for other in near if what(other) != what(sample)]
+        best = next((other for other in others if other.references != sample.references), None)
+        last_resort = next(other for other in kinds if what(other) != what(sample))
+        donors[sample.id] = best or (others[0] if others else last_resort)
+    return [given(sample, donors[sample.id]) for sample in samples]
+
+
+def retrieval_set(train: Sequence[Sample], seed: int) -> Sequence[Sample]:
+    """The training samples that retrieval searches."""
+    return random.Random(derived_seed("retrieval", seed)).sample(train, RETRIEVAL_LIMIT) if len(train) > RETRIEVAL_LIMIT else train
+
+
+def nearest_neighbours(
+    model: Graft,
+    task: Task,
+    train: Sequence[Sample],
+    samples: Sequence[Sample],
+    readers: Mapping[str, Reader],
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> list[Any]:
+    """The answer of the training samples whose pooled encoder tokens are nearest by cosine."""
+    known = _features(model, train, readers, batch_size, num_workers, "features of training samples")
+    asked = _features(model, samples, readers, batch_size, num_workers, "features")
+    count = min(task.num_neighbours, len(train))
+    places = [row for chunk in torch.split(asked, 1024) for row in (chunk @ known.T).topk(count, dim=1).indices.tolist()]
+    return [task.from_neighbours([train[place] for place in row]) for row in places]
+
+
+@torch.inference_mode()
+def _features(
+    model: Graft, samples: Sequence[Sample], readers: Mapping[str, Reader], batch_size: int, num_workers: int, label: str
+) -> Tensor:
+    """[len(samples), ΣD] float32 on the CPU: the mean of each modality's tokens at unit length, 0 where it is absent."""
+    device = next(model.parameters()).device
+    examples = Examples(samples, [Encoded((0,), (0,))] * len(samples), readers)
     order = batches_in_order(len(samples), batch_size)
     pooled = []
     with progress(label, len(samples)) as advance:
-        for batch in load_batches(examples, order, pad_id=0, num_workers=num_workers):
-            tokens = encoder(batch.inputs["image"].to(device))
-            mean = (tokens.values * tokens.mask.unsqueeze(-1)).sum(1) / tokens.mask.sum(1, keepdim=True)  # [B, D]
-            pooled.append(torch.nn.functional.normalize(mean.float(), dim=-1).cpu())
+        for batch in load_batches(examples, order, pad_id=pad_id_of(model), num_workers=num_workers):
+            means = []
+            for tokens in model.encode(batch.to(device)).values():
+                mean = (tokens.values * tokens.mask.unsqueeze(-1)).sum(1) / tokens.mask.sum(1, keepdim=True).clamp(min=1)  # [B, D]
+                means.append(torch.nn.functional.normalize(mean.float(), dim=-1))
+            pooled.append(torch.cat(means, dim=-1).cpu())
             advance(len(batch))
     return torch.cat(pooled)

@@ -6,27 +6,32 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eyegraft.answering import answer_samples
+from eyegraft.answering import answer_samples, readers_of
 from eyegraft.config import Data, Recipe
+from eyegraft.data.inputs import Reader
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.errors import DataError, RunError, nearest, shown
 from eyegraft.evaluation import baselines
 from eyegraft.files import file_sha256, write_atomically
-from eyegraft.metrics._bootstrap import interval, paired_interval
-from eyegraft.model import Graft
+from eyegraft.evaluation.drawing import Drawing
+from eyegraft.evaluation.outputs import write_outputs
+from eyegraft.model import ENCODER_NAMES, Graft
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import read_config
+from eyegraft.training.features import stored_readers
 from eyegraft.training.runs import Run, read_run, versions
 from eyegraft.training.stages import load_model
 from eyegraft.types import Sample, Scores
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
+MAX_SLICES = 20
 MIN_SAMPLES = 10
 """Fewer samples than this decide nothing: a bootstrap interval of so few is too narrow."""
 
@@ -34,7 +39,10 @@ _NOT_HELD_OUT = {"train": "training saw these samples", "val": "these samples ch
 _NAMES = {
     "blank_image": "the same model on blank images",
     "shuffled_image": "the same model on shuffled images",
-    "most_frequent": "the most frequent training answer",
+    "absent_image": "the same model without images",
+    "shuffled_text": "the same model on shuffled texts",
+    "absent_text": "the same model without texts",
+    "most_frequent": "the best answer without looking",
     "nearest_neighbour": "nearest-neighbour retrieval",
 }
 
@@ -86,13 +94,13 @@ def _with_table(recipe: Recipe, data: PreparedData, table: str) -> tuple[Prepare
 def _stop_at_shared(data: PreparedData, samples: Sequence[Sample], name: str) -> None:
     """The same rule as between the recipe's own splits (docs/data.md, Leaks)."""
     groups = {sample.group for sample in samples if sample.group is not None}
-    pictures = {file_sha256(image) for image in {sample.image for sample in samples}}
+    pictures = {sample.sha256 for sample in samples if sample.sha256}
     faults = []
     for split in _NOT_HELD_OUT:
         there = data.splits.get(split, [])
         if shared := sorted({sample.group for sample in there if sample.group is not None} & groups):
             faults.append(f"{len(shared)} of the groups of {split}: {shown(shared)}")
-        if alike := [str(image) for image in sorted({sample.image for sample in there}) if file_sha256(image) in pictures]:
+        if alike := sorted({str(sample.image) for sample in there if sample.sha256 in pictures}):
             faults.append(f"{len(alike)} of the pictures of {split}: {shown(alike)}")
     if faults:
         raise DataError(
@@ -104,29 +112,19 @@ def _stop_at_shared(data: PreparedData, samples: Sequence[Sample], name: str) ->
 
 def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: PreparedData, split: str, file_name: str) -> dict[str, Any]:
     started, recipe, samples = time.monotonic(), run.recipe, data.splits[split]
-    answers = _all_answers(recipe, model, task, data, split)
-    scored = {system: task.score(given, samples) for system, given in answers.items()}
-    resamples, seed = recipe.evaluation.num_resamples, recipe.seed
-    systems = {system: _with_intervals(scores, resamples, seed) for system, scores in scored.items()}
-    differences = {
-        system: {
-            name: dict(
-                zip(
-                    ("value", "low", "high"),
-                    paired_interval(scored["model"].per_sample[name], scores.per_sample[name], resamples, seed),
-                    strict=True,
-                )
-            )
-            for name in scores.per_sample
-        }
-        for system, scores in scored.items()
-        if system != "model"
-    }
     config = read_config(checkpoint)
+    answers = _all_answers(recipe, model, task, config, data, split)
+    scored = {system: task.score(given, samples) for system, given in answers.items()}
+    drawing = Drawing.of(samples, recipe)
+    differences = {system: drawing.differences(scored["model"], scores) for system, scores in scored.items() if system != "model"}
+    systems = {system: drawing.table(scores) for system, scores in scored.items()}
     higher_is_better = {name: scored["model"].higher_is_better.get(name, True) for name in scored["model"].corpus}
     conclusions = _conclusions(systems, differences, higher_is_better, len(samples))
     if split in _NOT_HELD_OUT:
         conclusions.insert(0, f"Not held out: {_NOT_HELD_OUT[split]}.")
+    if config["metric"] != "val_loss" or task.decision:
+        chosen = f"the checkpoint, by {config['metric']}" + (f", and {' and '.join(task.decision)}" if task.decision else "")
+        conclusions.append(f"Validation alone chose {chosen}.")
     result = {
         "schema": SCHEMA,
         "recipe": recipe.recipe,
@@ -143,12 +141,16 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
         "seed": recipe.seed,
         "prompt": task.prompt,
         "decoding": task.decoding,
+        "decision": dict(task.decision),
         "signature": dict(scored["model"].signature),
         "higher_is_better": higher_is_better,
         "versions": versions(),
-        "num_resamples": resamples,
+        "num_resamples": recipe.evaluation.num_resamples,
+        "resampled": drawing.unit,
         "systems": systems,
         "differences": differences,
+        "slices": _slices(recipe.evaluation.slices, task, answers["model"], samples, drawing),
+        "details": task.details(answers["model"], samples),
         "conclusions": conclusions,
         "samples": f"{file_name}.samples.jsonl",
         "seconds": round(time.monotonic() - started, 1),
@@ -156,8 +158,28 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
     folder = run.folder / "evaluation"
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{file_name}.samples.jsonl", "".join(_sample_lines(samples, answers, scored["model"])))
-    write_atomically(folder / f"{file_name}.json", json.dumps(result, indent=1, ensure_ascii=False))
+    write_atomically(folder / f"{file_name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+    write_outputs(run, file_name, result, answers["model"], samples)
     return result
+
+
+def _slices(
+    columns: Sequence[str], task: Task, answers: Sequence[Any], samples: Sequence[Sample], drawing: Drawing
+) -> dict[str, dict[str, Any]]:
+    """Column -> value -> {num_samples, metrics}: the model alone on the samples of each value, the most frequent values first."""
+    found: dict[str, dict[str, Any]] = {}
+    for column in columns:
+        places: dict[str, list[int]] = {}
+        for place, sample in enumerate(samples):
+            places.setdefault(str(sample.meta.get(column, "")), []).append(place)
+        found[column] = {
+            value: {
+                "num_samples": len(where),
+                "metrics": drawing.some(where).table(task.score([answers[place] for place in where], [samples[place] for place in where])),
+            }
+            for value, where in sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_SLICES]
+        }
+    return found
 
 
 def _held_out(data: Data, split: str) -> str:
@@ -167,50 +189,98 @@ def _held_out(data: Data, split: str) -> str:
     return f"none: {_NOT_HELD_OUT[split]}" if split in _NOT_HELD_OUT else said
 
 
-def _all_answers(recipe: Recipe, model: Graft, task: Task, data: PreparedData, split: str) -> dict[str, list[str]]:
-    samples, train, settings = data.splits[split], data.splits.get("train", []), recipe.evaluation
-    workers = recipe.data.num_workers
+def _all_answers(
+    recipe: Recipe, model: Graft, task: Task, config: Mapping[str, Any], data: PreparedData, split: str
+) -> dict[str, list[Any]]:
+    """System -> one answer a sample, the model's own first. Encoders that the run left as they were are read from the feature cache."""
+    samples, train = data.splits[split], baselines.retrieval_set(data.splits.get("train", []), recipe.seed)
+    searched = train if "nearest_neighbour" in recipe.evaluation.baselines else []
+    cache = recipe.stage(config["stage"]).feature_cache
+    with ExitStack() as closing:
+        readers = stored_readers(
+            recipe,
+            cache,
+            model,
+            [*samples, *searched],
+            readers_of(model, recipe),
+            frozen=_untouched(model, config),
+            augmented=False,
+            closing=closing,
+        )
+        return _answers_from(recipe, model, task, data, split, train, readers)
 
-    def answers(of: Sequence[Sample], label: str, change: Any = None) -> list[str]:
+
+def _untouched(model: Graft, config: Mapping[str, Any]) -> set[str]:
+    """The modalities whose encoders hold nothing that the run trained."""
+    adapted = {modality for modality, part in ENCODER_NAMES.items() if part in config["adapters"]}
+    return {
+        modality
+        for modality in model.encoders
+        if modality not in adapted and not any(name.startswith(f"encoders.{modality}.") for name in config["tensors"])
+    }
+
+
+def _answers_from(
+    recipe: Recipe,
+    model: Graft,
+    task: Task,
+    data: PreparedData,
+    split: str,
+    searched: Sequence[Sample],
+    readers: Mapping[str, Reader],
+) -> dict[str, list[Any]]:
+    samples, train, settings = data.splits[split], data.splits.get("train", []), recipe.evaluation
+    batch_size, workers = settings.batch_size, recipe.data.num_workers
+
+    def answers(of: Sequence[Sample], label: str, **instead: Reader) -> list[Any]:
         return answer_samples(
-            model, task, of, batch_size=settings.batch_size, num_workers=workers, change=change, label=f"{split}: {label}"
+            model, task, of, {**readers, **instead}, batch_size=batch_size, num_workers=workers, label=f"{split}: {label}"
         )
 
-    found = {"model": answers(samples, "images")}
-    for name in settings.baselines:
+    found = {"model": answers(samples, "samples")}
+    for name in _applicable(settings.baselines, model, samples, train, split):
         if name == "blank_image":
-            found[name] = answers(samples, "blank images", baselines.blank)
-        elif name == "shuffled_image" and len({sample.image for sample in samples}) < 2:
-            log.warning("%s: fewer than two images, so no baseline %s", split, name)
+            found[name] = answers(samples, "blank images", image=baselines.blank(model, "image"))
         elif name == "shuffled_image":
-            found[name] = answers(baselines.shuffled(samples, recipe.seed), "shuffled images")
-        elif not train:
-            log.warning("%s: no training split, so no baseline %s", split, name)
+            found[name] = answers(baselines.shuffled_images(samples, recipe.seed), "shuffled images")
+        elif name == "absent_image":
+            found[name] = answers(samples, "no images", image=baselines.absent(model, "image"))
+        elif name == "shuffled_text":
+            found[name] = answers(baselines.shuffled_texts(samples, recipe.seed), "shuffled texts")
+        elif name == "absent_text":
+            found[name] = answers(samples, "no texts", text=baselines.absent(model, "text"))
         elif name == "most_frequent":
-            found[name] = baselines.most_frequent(train, len(samples))
+            found[name] = [task.prior(train)] * len(samples)
         else:
-            found[name] = baselines.nearest_neighbour(
-                model, train, samples, batch_size=settings.batch_size, num_workers=workers, seed=recipe.seed
+            found[name] = baselines.nearest_neighbours(
+                model, task, searched, samples, readers, batch_size=batch_size, num_workers=workers
             )
     return found
 
 
-def _with_intervals(scores: Scores, resamples: int, seed: int) -> dict[str, dict[str, float | None]]:
-    """The corpus value of each metric, with the bootstrap interval of the mean where the metric is a mean over samples."""
-    table: dict[str, dict[str, float | None]] = {}
-    for name, value in scores.corpus.items():
-        low = high = None
-        if name in scores.per_sample:
-            _, low, high = interval(scores.per_sample[name], resamples, seed)
-        table[name] = {"value": value, "low": low, "high": high}
-    return table
+def _applicable(names: Sequence[str], model: Graft, samples: Sequence[Sample], train: Sequence[Sample], split: str) -> Iterator[str]:
+    """The baselines that mean something here; what the data are too few for is said."""
+    different = {"image": len({sample.image for sample in samples}), "text": len({sample.text for sample in samples})}
+    for name in names:
+        how, _, modality = name.partition("_")
+        if how in ("blank", "shuffled", "absent"):
+            if modality not in model.encoders or (how == "absent" and len(model.encoders) < 2):
+                continue
+            if how == "shuffled" and different[modality] < 2:
+                log.warning("%s: fewer than two %ss, so no baseline %s", split, modality, name)
+                continue
+        elif not train:
+            log.warning("%s: no training split, so no baseline %s", split, name)
+            continue
+        yield name
 
 
 def _conclusions(
     systems: Mapping[str, Any], differences: Mapping[str, Any], higher_is_better: Mapping[str, bool], num_samples: int
 ) -> list[str]:
     """One sentence a baseline on the task's first metric with paired differences: better, worse, or not to be told apart."""
-    metric = next((name for name in systems["model"] if all(name in table for table in differences.values())), None)
+    known = {name for name in systems["model"] if all(table.get(name, {}).get("low") is not None for table in differences.values())}
+    metric = next((name for name in systems["model"] if name in known), None)
     if metric is None:
         return []
     sentences = []
@@ -235,7 +305,9 @@ def _sample_lines(samples: Sequence[Sample], answers: Mapping[str, Sequence[str]
     for place, sample in enumerate(samples):
         row = {
             "id": sample.id,
-            "image": str(sample.image.resolve()),
+            "image": str(sample.image.resolve()) if sample.image is not None else None,
+            "text": sample.text,
+            "group": sample.group,
             "prompt": sample.prompt,
             "references": list(sample.references),
             "answers": {system: given[place] for system, given in answers.items()},

@@ -17,6 +17,8 @@ class Config(Strict):
 
 
 class SequenceFusion(nn.Module):
+    fills = ()
+
     def __init__(self, out_dim: int) -> None:
         super().__init__()
         self.out_dim = out_dim

@@ -1,4 +1,7 @@
-"""Tokens to outputs. Each file has `Config`, `input_dim(config)` and `build(config, in_dim=…) -> Head`."""
+"""Tokens to outputs. Each file has `Config`, `input_dim(config) -> int | None` (None: any) and `build(config, in_dim=…, num_outputs=…) -> Head`.
+
+`num_outputs` is how many numbers an answer of the recipe's tasks has, 0 where it is a text.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class Head(Protocol):
     backbone: nn.Module | None
 
     def __call__(self, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Tokens [B, N, in_dim] -> (logits [B, T', K], labels [B, T'] aligned with them)."""
+        """Tokens [B, N, in_dim] -> (logits [B, T', K], labels [B, T'] aligned with them), or of labels (logits [B, K], targets [B, K])."""
 
 
 class TextHead(Head, Protocol):

@@ -80,7 +80,9 @@ def input_dim(config: Config) -> int:
     return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)
 
 
-def build(config: Config, *, in_dim: int) -> PrefixLM:
+def build(config: Config, *, in_dim: int, num_outputs: int) -> PrefixLM:
+    if num_outputs:
+        raise PartError("head.kind=prefix_lm under a task that answers in labels", "a text task", "set head=classifier")
     ready()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from eyegraft.answering import answer_samples
+from eyegraft.answering import answer_samples, readers_of
 from eyegraft.data.images import check_image
 from eyegraft.errors import DataError
 from eyegraft.training.runs import read_run
@@ -25,15 +26,18 @@ class Predictor:
         self._recipe = opened.recipe
         self._model, self._task, self.checkpoint = load_model(opened, stage)
 
-    def predict(self, images: Sequence[Path | str], *, prompt: str | None = None) -> list[str]:
-        """One answer an image, in order.
+    def predict(self, images: Sequence[Path | str], *, prompt: str | None = None, texts: Sequence[str] | None = None) -> list[Any]:
+        """One answer an image, in order: a text, or of a label task a mapping with `label` and probabilities.
 
         Args:
             prompt: None takes the one that the model was trained with.
+            texts: the words beside each image, for models that read them; None where there are none.
 
         Raises:
-            DataError: an image is missing, broken or too large; nothing is answered then.
+            DataError: an image is missing, broken or too large, or there are more or fewer texts than images; nothing is answered then.
         """
+        if texts is not None and len(texts) != len(images):
+            raise DataError(f"{len(texts)} texts beside {len(images)} images", "one text an image", "give an empty text where there is none")
         samples = []
         for place, image in enumerate(images):
             path = Path(image).expanduser()
@@ -41,5 +45,7 @@ class Predictor:
             if not facts.ok:
                 given = f"image {path}: {facts.reason}: {facts.detail}"
                 raise DataError(given, "a whole picture of at most data.max_pixels pixels", "give another file")
-            samples.append(Sample(id=f"{place}:{path.name}", image=path, prompt=prompt))
-        return answer_samples(self._model, self._task, samples, batch_size=self._recipe.evaluation.batch_size)
+            text = texts[place] if texts is not None else ""
+            samples.append(Sample(id=f"{place}:{path.name}", image=path, sha256=facts.sha256, text=text, prompt=prompt))
+        readers = readers_of(self._model, self._recipe)
+        return answer_samples(self._model, self._task, samples, readers, batch_size=self._recipe.evaluation.batch_size)

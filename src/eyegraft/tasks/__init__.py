@@ -1,37 +1,69 @@
-"""What is asked and what is answered. Each file has `Config` and `build(name, config) -> Task`.
+"""What is asked and what is answered. Each file has `Config`, `num_outputs(config) -> int` and `build(name, config) -> Task`.
 
 A task is the only place that knows prompts and targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from eyegraft.data.text import EncodedText
+from torch import Tensor
+
+from eyegraft.data.text import Encoded
 from eyegraft.types import Batch, Sample, Scores, Tokens
 
 
 class Task(Protocol):
-    """What every task offers.
+    """What every task offers. An answer is a text, or of a label task a mapping that JSON can hold.
 
     Attributes:
         name: its key in the recipe.
-        objective: kind of the loss that it trains with, unless the stage names another.
+        objectives: kinds of loss that it can be trained with; the first unless the stage names another.
+        directions: metric -> whether higher is better, for every metric of `score`.
         prompt: the prompt where a sample brings none.
         decoding: how answers are made, written beside every result.
+        decision: what validation chose (see `settle`); empty before.
+        num_neighbours: how many training samples retrieval answers from.
+        reads_logits: answers come straight from a forward (`read`); else they are generated, which costs far more.
     """
 
     name: str
-    objective: str
+    objectives: tuple[str, ...]
+    directions: Mapping[str, bool]
     prompt: str
     decoding: dict[str, Any]
+    decision: Mapping[str, Any]
+    num_neighbours: int
+    reads_logits: bool
 
-    def encode(self, sample: Sample, tokenizer: Any, *, learn: bool) -> EncodedText:
-        """Prompt and target (learn) or the prompt alone."""
+    def encode(self, sample: Sample, tokenizer: Any, *, learn: bool) -> Encoded:
+        """Prompt and target (learn) or the prompt alone.
 
-    def answer(self, head: Any, tokens: Tokens, batch: Batch) -> list[str]:
+        Args:
+            tokenizer: the head's; None where it writes no text.
+        """
+
+    def check(self, samples: Sequence[Sample], split: str) -> None:
+        """Raise a `DataError` unless the samples of a split can be learned from together."""
+
+    def read(self, logits: Tensor) -> list[Any]:
+        """Answers straight from a forward's logits. Only where `reads_logits`."""
+
+    def answer(self, head: Any, tokens: Tokens, batch: Batch) -> list[Any]:
         """One answer a sample, in the user's units."""
 
-    def score(self, answers: Sequence[str], samples: Sequence[Sample]) -> Scores:
+    def settle(self, answers: Sequence[Any], samples: Sequence[Sample]) -> dict[str, Any]:
+        """What must be chosen on validation data, such as a threshold. Nothing else may choose it."""
+
+    def prior(self, train: Sequence[Sample]) -> Any:
+        """The best answer without looking: the most frequent one, the share of each class."""
+
+    def from_neighbours(self, neighbours: Sequence[Sample]) -> Any:
+        """The answer that similar training samples suggest, the most similar first."""
+
+    def score(self, answers: Sequence[Any], samples: Sequence[Sample]) -> Scores:
         """The task's metrics over answers."""
+
+    def details(self, answers: Sequence[Any], samples: Sequence[Sample]) -> dict[str, Any]:
+        """What else is worth knowing of the model's answers, as plain data: a confusion table, calibration. May be empty."""

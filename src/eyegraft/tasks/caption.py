@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from eyegraft.config import Positive, Strict
-from eyegraft.data.text import EncodedText, Overflow, Template, encode_pair, encode_prompt
+from eyegraft.data.text import Encoded, Overflow, Template, encode_pair, encode_prompt
 from eyegraft.errors import DataError
 from eyegraft.metrics import captions
 from eyegraft.types import Batch, Sample, Scores, Tokens
@@ -29,7 +32,10 @@ class Config(Strict):
 
 
 class CaptionTask:
-    objective = "cross_entropy"
+    objectives = ("cross_entropy",)
+    directions = captions.HIGHER_IS_BETTER
+    num_neighbours = 1
+    reads_logits = False
 
     def __init__(self, name: str, config: Config) -> None:
         self.name = name
@@ -40,9 +46,13 @@ class CaptionTask:
             "do_sample": False,
             "template": config.template,
         }
+        self.decision: dict[str, Any] = {}
         self._config = config
 
-    def encode(self, sample: Sample, tokenizer: Any, *, learn: bool) -> EncodedText:
+    def check(self, samples: Sequence[Sample], split: str) -> None:
+        return None
+
+    def encode(self, sample: Sample, tokenizer: Any, *, learn: bool) -> Encoded:
         config, prompt = self._config, sample.prompt or self.prompt
         try:
             if not learn:
@@ -56,11 +66,31 @@ class CaptionTask:
         except DataError as error:
             raise DataError(f"sample {sample.id}: {error.given}", error.expected, error.fix.replace("NAME", self.name)) from error
 
+    def read(self, logits: Tensor) -> list[str]:
+        raise NotImplementedError("a text is generated, token by token")
+
     def answer(self, head: Any, tokens: Tokens, batch: Batch) -> list[str]:
         return list(head.generate(tokens, batch, max_new_tokens=self._config.max_new_tokens, num_beams=self._config.num_beams))
 
+    def settle(self, answers: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
+        return {}
+
+    def prior(self, train: Sequence[Sample]) -> str:
+        tally = Counter(reference for sample in train for reference in sample.references)
+        return min(tally, key=lambda text: (-tally[text], text))  # the first in order of the alphabet among equals
+
+    def from_neighbours(self, neighbours: Sequence[Sample]) -> str:
+        return neighbours[0].references[0]
+
     def score(self, answers: Sequence[str], samples: Sequence[Sample]) -> Scores:
         return captions.score(answers, [sample.references for sample in samples])
+
+    def details(self, answers: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
+        return {}
+
+
+def num_outputs(config: Config) -> int:
+    return 0
 
 
 def build(name: str, config: Config) -> CaptionTask:

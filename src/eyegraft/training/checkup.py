@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import torch
 
+from eyegraft.answering import tokenizer_of
 from eyegraft.config import Recipe
 from eyegraft.data.batches import batch_order, load_batches
 from eyegraft.data.samples import PreparedData, load_samples
-from eyegraft.data.text import EncodedText
+from eyegraft.data.text import Encoded
+from eyegraft.training.features import frozen_modalities, why_not
 from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction
-from eyegraft.training.stages import build_model, build_objective, build_task, make_fabric, stage_data, stop_without_train
+from eyegraft.training.stages import (
+    build_model,
+    build_objective,
+    build_task,
+    encode_splits,
+    fit_objective,
+    make_fabric,
+    stage_data,
+    stop_without_train,
+)
 from eyegraft.tuning import TrainablePlan, make_plan, prove, set_training_mode
 from eyegraft.types import IGNORE
 
@@ -40,16 +52,32 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
         settings = recipe.stage(name)
         task = build_task(recipe, settings)
         objective = build_objective(task, settings)
+        encoded = encode_splits(task, data, model)
         watched_direction(settings, name, task, data.splits.get("val", []))
         yield f"\nstage {name}: task {task.name}, objective {type(objective).__name__}"
         torch.manual_seed(recipe.seed)
         plan = make_plan(model, settings, objective=objective)
         yield plan.table()
-        read = stage_data(recipe, model, task, data)
-        yield from _texts(read, model.head.tokenizer, colour, num_samples)
+        read = stage_data(recipe, model, data, encoded)
+        fit_objective(objective, encoded["train"])
+        for modality in model.encoders:
+            reason = why_not(recipe, settings.feature_cache, model, modality, frozen_modalities(model), augmented=True)
+            yield f"feature cache of {modality}: " + (f"no, {reason}" if reason else "yes, encoded once")
+        tokenizer = tokenizer_of(model)
+        yield from _labels(read) if tokenizer is None else _texts(read, tokenizer, colour, num_samples)
         fabric = make_fabric(recipe, settings.precision)
         step = fabric.setup(LossStep(model, objective))
         yield from _dry_step(step, fabric, read, plan, settings.batch_size, recipe.seed)
+
+
+def _labels(read: StageData) -> Iterator[str]:
+    """How often each label stands in the training rows, and how many rows lack a modality."""
+    samples = read.train.samples
+    tally = Counter(", ".join(sample.references) or "none" for sample in samples)
+    yield "labels: " + ", ".join(f"{count} {label}" for label, count in tally.most_common(12)) + (" …" if len(tally) > 12 else "")
+    for modality, reading in read.train.readers.items():
+        missing = sum(not reading.present(sample) for sample in samples)
+        yield f"{modality}: {missing} of {len(samples)} training rows have none"
 
 
 def _rows(data: PreparedData) -> Iterator[str]:
@@ -63,18 +91,18 @@ def _rows(data: PreparedData) -> Iterator[str]:
 
 
 def _texts(read: StageData, tokenizer: Any, colour: bool, num_samples: int) -> Iterator[str]:
-    lengths = sorted(len(text.input_ids) for text in read.train.texts)
-    learned = [sum(label != IGNORE for label in text.labels) for text in read.train.texts]
+    lengths = sorted(len(text.input_ids) for text in read.train.encoded)
+    learned = [sum(label != IGNORE for label in text.labels) for text in read.train.encoded]
     yield (
         f"text tokens: shortest {lengths[0]}, median {statistics.median(lengths):g}, longest {lengths[-1]}; "
-        f"learned {statistics.mean(learned):.1f} a sample; {sum(text.truncated for text in read.train.texts)} cut"
+        f"learned {statistics.mean(learned):.1f} a sample; {sum(text.truncated for text in read.train.encoded)} cut"
     )
     yield "learned tokens are " + ("green" if colour else "in ⟦ ⟧") + ":"
-    for sample, text in list(zip(read.train.samples, read.train.texts, strict=True))[:num_samples]:
+    for sample, text in list(zip(read.train.samples, read.train.encoded, strict=True))[:num_samples]:
         yield f"  {sample.id}: {marked(tokenizer, text, colour)}"
 
 
-def marked(tokenizer: Any, text: EncodedText, colour: bool = False) -> str:
+def marked(tokenizer: Any, text: Encoded, colour: bool = False) -> str:
     """The decoded text with its learned stretches marked."""
     opening, closing = ("\033[32m", "\033[0m") if colour else ("⟦", "⟧")
     pieces: list[tuple[bool, list[int]]] = []
@@ -89,12 +117,13 @@ def marked(tokenizer: Any, text: EncodedText, colour: bool = False) -> str:
 
 def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, batch_size: int, seed: int) -> Iterator[str]:
     """Forward and backward of the batch with the longest sample, twice: once as the probe of the plan, once for time and memory."""
-    order = batch_order([len(text.input_ids) for text in read.train.texts], batch_size, seed=seed, epoch=0)
+    order = batch_order([len(text.input_ids) for text in read.train.encoded], batch_size, seed=seed, epoch=0)
     batch = next(load_batches(read.train, order[:1], pad_id=read.pad_id)).to(fabric.device)
     set_training_mode(step)
-    prove(step, step, Sealed(batch), fabric.backward, [parameter for group in plan.groups for parameter in group["params"]])
+    probes = [Sealed(probe) for probe in step.model.probes(batch)]
+    prove(step, step, probes, fabric.backward, [parameter for group in plan.groups for parameter in group["params"]])
     started = time.monotonic()
-    sums, counts = step(Sealed(batch))
+    sums, counts, _ = step(Sealed(batch))
     fabric.backward(sums.sum() / counts.sum())
     seconds = time.monotonic() - started
     step.zero_grad(set_to_none=True)

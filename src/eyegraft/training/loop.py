@@ -21,7 +21,7 @@ from eyegraft.answering import answer_samples
 from eyegraft.config import EarlyStopping, Recipe, Settings
 from eyegraft.console import progress, track
 from eyegraft.data.batches import Examples, batch_order, batches_in_order, derived_seed, load_batches
-from eyegraft.errors import RecipeError, TrainingError, nearest, shown
+from eyegraft.errors import DataError, RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import save_checkpoint
@@ -66,9 +66,10 @@ class LossStep(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor]:
-        loss = self.objective(self.model(sealed.batch), sealed.batch)
-        return loss.sums, loss.counts
+    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.model(sealed.batch)
+        loss = self.objective(output, sealed.batch)
+        return loss.sums, loss.counts, output.logits.detach()
 
 
 @dataclass
@@ -140,7 +141,7 @@ class StageTrainer:
 
     def _epoch(self, advance: Any, clock: Callable[[], float]) -> None:
         set_training_mode(self.step_module)
-        lengths = [len(text.input_ids) for text in self.data.train.texts]
+        lengths = [len(text.input_ids) for text in self.data.train.encoded]
         order = batch_order(lengths, self.settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch)
         seed = (self.recipe.seed, self.stage, self.at.epoch)
         loaded = load_batches(
@@ -167,7 +168,7 @@ class StageTrainer:
         total = sum(float(self.objective.counts(batch).sum()) for batch in group)
         summed = 0.0
         for batch in group:
-            sums, _ = self.step_module(Sealed(batch.to(self.fabric.device)))
+            sums, _, _ = self.step_module(Sealed(batch.to(self.fabric.device)))
             self.fabric.backward(sums.sum() / total)
             summed += float(sums.detach().sum())
         if not math.isfinite(summed):
@@ -245,28 +246,34 @@ class StageTrainer:
         self.step_module.eval()
         order = batches_in_order(len(self.data.val), self.settings.batch_size)
         loss = tokens = 0.0
+        answers: list[Any] = []
         batches = load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers)
         for batch in track(batches, "validating", len(order)):
-            sums, counts = self.step_module(Sealed(batch.to(self.fabric.device)))
+            sums, counts, logits = self.step_module(Sealed(batch.to(self.fabric.device)))
             loss += float(sums.sum())
             tokens += float(counts.sum())
+            answers += self.task.read(logits) if self.task.reads_logits else []
         values = {"val_loss": loss / tokens}
-        if self.settings.early_stopping.metric != "val_loss":  # answers cost far more than a loss: made only where they decide
+        if not answers and self.settings.early_stopping.metric != "val_loss":  # texts cost far more than a loss: only where they decide
+            size = self.recipe.evaluation.batch_size
             answers = answer_samples(
-                self.model, self.task, self.data.val_samples, batch_size=self.recipe.evaluation.batch_size, label="validating"
+                self.model, self.task, self.data.val_samples, self.data.val.readers, batch_size=size, label="validating"
             )
-            values |= {f"val_{name}": value for name, value in self.task.score(answers, self.data.val_samples).corpus.items()}
+        if answers:
+            corpus = self.task.score(answers, self.data.val_samples).corpus
+            values |= {f"val_{name}": value for name, value in corpus.items() if math.isfinite(value)}
         return values
 
     # ── probe, save, restore ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _probe(self) -> None:
         set_training_mode(self.step_module)
-        first = batch_order([len(text.input_ids) for text in self.data.train.texts], 2, seed=self.recipe.seed, epoch=0)[0]
+        first = batch_order([len(text.input_ids) for text in self.data.train.encoded], 2, seed=self.recipe.seed, epoch=0)[0]
         torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
         for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
             planned = [parameter for group in self.plan.groups for parameter in group["params"]]
-            prove(self.step_module, self.step_module, Sealed(batch.to(self.fabric.device)), self.fabric.backward, planned)
+            probes = [Sealed(probe.to(self.fabric.device)) for probe in self.model.probes(batch)]
+            prove(self.step_module, self.step_module, probes, self.fabric.backward, planned)
 
     def _time_to_save(self) -> bool:
         every = self.settings.checkpoint_every
@@ -339,13 +346,17 @@ def watched_direction(settings: Settings, stage: str, task: Task, val_samples: S
         if rule != EarlyStopping():
             raise RecipeError(f"{place} without validation data", "a split called val", "set data.tables.val or data.split.fractions.val")
         return False
-    directions = {"val_loss": False}
-    if rule.metric != "val_loss":
-        first = list(val_samples[:1])
-        scores = task.score([sample.references[0] for sample in first], first)
-        directions |= {f"val_{name}": scores.higher_is_better.get(name, True) for name in scores.corpus}
+    directions = {"val_loss": False, **{f"val_{name}": higher for name, higher in task.directions.items()}}
     if rule.metric not in directions:
         raise RecipeError(f"{place}.metric={rule.metric!r}", f"one of {', '.join(directions)}", nearest(rule.metric, directions))
+    if rule.metric != "val_loss":
+        scores = task.score([task.prior(val_samples)] * len(val_samples), val_samples)
+        if not math.isfinite(scores.corpus[rule.metric.removeprefix("val_")]):
+            raise DataError(
+                f"{place}.metric={rule.metric}, which the validation split leaves undefined ({len(val_samples)} samples of one class)",
+                "validation samples of two classes or more",
+                "another split, or early_stopping.metric=val_loss",
+            )
     return directions[rule.metric] if rule.mode == "auto" else rule.mode == "max"
 
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eyegraft.config import Part, Recipe, Settings
+from eyegraft.answering import answer_samples, num_tokens, pad_id_of, readers_of, tokenizer_of
+from eyegraft.config import Recipe, Settings
 from eyegraft.console import progress, track
 from eyegraft.data.batches import Examples, derived_seed
 from eyegraft.data.samples import PreparedData, load_samples
-from eyegraft.data.text import EncodedText
-from eyegraft.errors import DataError, RecipeError, RunError
+from eyegraft.data.text import Encoded
+from eyegraft.errors import DataError, RecipeError, RunError, nearest
+from eyegraft.files import disk_errors
 from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import disk_errors, find_checkpoint, load_weights, read_config, settle
+from eyegraft.training.checkpoints import find_checkpoint, load_weights, read_config, settle
+from eyegraft.training.features import frozen_modalities, stored_readers
 from eyegraft.training.loop import StageData, StageTrainer, watched_direction, with_state
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
@@ -40,7 +44,7 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
         run.note_data(data)
         if data.quarantined:
             log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
-        read: dict[str, StageData] = {}
+        read: dict[str, dict[str, list[Encoded]]] = {}
         for stage in recipe.stage_names:
             if not run.is_finished(stage):
                 _train_stage(run, stage, data, read)
@@ -83,66 +87,101 @@ def build_task(recipe: Recipe, settings: Settings) -> Task:
 
 
 def build_objective(task: Task, settings: Settings) -> Any:
-    module, config = configured("objectives", settings.objective or Part(kind=task.objective))
+    """The objective of a stage.
+
+    Raises:
+        RecipeError: the task's outputs mean nothing to it.
+    """
+    part = settings.objective_of(task.objectives[0])
+    if part.kind not in task.objectives:
+        raise RecipeError(
+            f"train.loss_type={part.kind} with tasks.{task.name}", f"one of {', '.join(task.objectives)}", nearest(part.kind, task.objectives)
+        )
+    module, config = configured("objectives", part)
     return module.build(config)
 
 
-def encode_samples(task: Task, samples: Sequence[Sample], tokenizer: Any, image_tokens: int, context_length: int) -> list[EncodedText]:
-    """Token ids of all samples, every one with something to learn and none longer than the model can take.
+def fit_objective(objective: Any, encoded: Sequence[Encoded]) -> None:
+    """Show an objective that balances classes the training targets."""
+    if hasattr(objective, "fit"):
+        objective.fit(torch.tensor([found.target for found in encoded]))  # [N, K]
+
+
+def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> list[Encoded]:
+    """What all samples ask and teach, every one with something to learn and none longer than the model can take.
 
     Raises:
         DataError: counts and names the samples that cannot be learned from.
     """
-    texts: list[EncodedText] = []
+    tokenizer = tokenizer_of(model)
+    image_tokens, limit = (num_tokens(model), model.head.context_length) if tokenizer is not None else (0, 0)
+    encoded: list[Encoded] = []
     faults: list[DataError] = []
-    for sample in track(samples, "tokenizing"):
+    for sample in track(samples, "reading texts and labels"):
         try:
-            text = task.encode(sample, tokenizer, learn=True)
+            found = task.encode(sample, tokenizer, learn=True)
         except DataError as error:
             faults.append(error)
             continue
-        if len(text.input_ids) + image_tokens > context_length:
+        if tokenizer is not None and len(found.input_ids) + image_tokens > limit:
             faults.append(
                 DataError(
-                    f"sample {sample.id}: {image_tokens} image tokens and {len(text.input_ids)} text tokens",
-                    f"at most {context_length}, the context of the language model",
+                    f"sample {sample.id}: {image_tokens} image tokens and {len(found.input_ids)} text tokens",
+                    f"at most {limit}, the context of the language model",
                     f"fewer image tokens (pooling, connector), or a lower tasks.{task.name}.max_text_tokens with overflow=truncate",
                 )
             )
             continue
-        texts.append(text)
+        encoded.append(found)
     if faults:
-        first = faults[0]
-        raise DataError(
-            f"{len(faults)} of {len(samples)} samples cannot be learned from; the first: {first.given}", first.expected, first.fix
-        )
-    cut = sum(text.truncated for text in texts)
+        given = f"{len(faults)} of {len(samples)} samples cannot be learned from:" + "".join(f"\n  {fault.given}" for fault in faults)
+        raise DataError(given, faults[0].expected, faults[0].fix)
+    cut = sum(found.truncated for found in encoded)
     if cut:
-        log.warning("%d of %d texts were cut to the limit (overflow=truncate)", cut, len(texts))
-    return texts
+        log.warning("%d of %d texts were cut to the limit (overflow=truncate)", cut, len(encoded))
+    return encoded
 
 
-def stage_data(recipe: Recipe, model: Graft, task: Task, data: PreparedData) -> StageData:
-    """Tokenised examples of the splits that training reads."""
-    tokenizer, encoder = model.head.tokenizer, model.encoders["image"]
-    spec: Any = encoder.spec
-    with torch.inference_mode():
-        model.eval()
-        image_tokens = model.image_tokens(torch.zeros(1, spec.channels, *spec.size, device=next(model.parameters()).device))
-    limit = model.head.context_length
-    train_texts = encode_samples(task, data.splits["train"], tokenizer, image_tokens, limit)
-    train = Examples(data.splits["train"], train_texts, spec, recipe.augmentation)
+def encode_splits(task: Task, data: PreparedData, model: Graft) -> dict[str, list[Encoded]]:
+    """What the splits that training reads ask and teach."""
+    splits = {split: samples for split, samples in data.splits.items() if split in ("train", "val")}
+    encoded = {split: encode_samples(task, samples, model) for split, samples in splits.items()}
+    for split, samples in splits.items():
+        task.check(samples, split)
+    return encoded
+
+
+def stage_data(recipe: Recipe, model: Graft, data: PreparedData, encoded: Mapping[str, list[Encoded]]) -> StageData:
+    """Examples of the splits that training reads."""
     val_samples = data.splits.get("val", [])
-    val = Examples(val_samples, encode_samples(task, val_samples, tokenizer, image_tokens, limit), spec) if val_samples else None
-    return StageData(train, val, val_samples, tokenizer.pad_token_id, recipe.data.num_workers)
+    train = Examples(data.splits["train"], encoded["train"], readers_of(model, recipe, augmented=True))
+    val = Examples(val_samples, encoded["val"], readers_of(model, recipe)) if val_samples else None
+    return StageData(train, val, val_samples, pad_id_of(model), recipe.data.num_workers)
 
 
-def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, StageData]) -> None:
+def read_from_cache(recipe: Recipe, settings: Settings, model: Graft, data: StageData, closing: ExitStack) -> None:
+    """Let both splits read the features of frozen encoders from the cache, wherever that gives the same."""
+    frozen = frozen_modalities(model)
+    for examples, augmented in ((data.train, True), (data.val, False)):
+        if examples is not None:
+            examples.readers = stored_readers(
+                recipe,
+                settings.feature_cache,
+                model,
+                examples.samples,
+                examples.readers,
+                frozen=frozen,
+                augmented=augmented,
+                closing=closing,
+            )
+
+
+def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[str, list[Encoded]]]) -> None:
     """Train one stage to its end.
 
     Args:
-        read: task -> its tokenised examples. Filled for all stages that are still to come, so that a fault in the last one's texts or
-            early stopping is found before the first one trains.
+        read: task -> what its splits ask and teach. Filled for all stages that are still to come, so that a fault in the last one's texts,
+            labels or early stopping is found before the first one trains.
     """
     recipe, settings, folder = run.recipe, run.recipe.stage(stage), run.folder / stage
     folder.mkdir(exist_ok=True)
@@ -163,17 +202,42 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, Stage
     run.note_stage(stage, status="running", trainable=plan_rows(plan.rows))
     for later in recipe.stage_names[recipe.stage_names.index(stage) :]:
         its_task = build_task(recipe, recipe.stage(later))
-        watched_direction(recipe.stage(later), later, its_task, data.splits.get("val", []))
+        build_objective(its_task, recipe.stage(later))
         if its_task.name not in read:
-            read[its_task.name] = stage_data(recipe, model, its_task, data)
-    with open_trackers(recipe, run.folder, stage) as trackers:
-        trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, read[task.name], trackers, lineage)
+            read[its_task.name] = encode_splits(its_task, data, model)
+        watched_direction(recipe.stage(later), later, its_task, data.splits.get("val", []))
+    examples = stage_data(recipe, model, data, read[task.name])
+    fit_objective(objective, read[task.name]["train"])
+    with open_trackers(recipe, run.folder, stage) as trackers, ExitStack() as closing:
+        model.to(fabric.device)
+        read_from_cache(recipe, settings, model, examples, closing)
+        trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, examples, trackers, lineage)
         log.info(
             "%d steps, %s, %s; %.0f s to get ready", trainer.total_steps, fabric.device, settings.precision, time.monotonic() - started
         )
         at = trainer.run(latest)
-    best = {"epoch": at.best_epoch, "step": at.best_step, "metric": settings.early_stopping.metric, "value": at.best}
-    run.note_stage(stage, status="finished", seconds=round(at.seconds, 1), steps=at.step, best=best)
+        decision = _settle(run, stage, model, task, examples)
+    best = {
+        "epoch": at.best_epoch,
+        "step": at.best_step,
+        "metric": settings.early_stopping.metric,
+        "value": at.best,
+        "higher_is_better": trainer.higher_is_better,
+    }
+    run.note_stage(stage, status="finished", seconds=round(at.seconds, 1), steps=at.step, best=best, decision=decision)
+
+
+def _settle(run: Run, stage: str, model: Graft, task: Task, examples: StageData) -> dict[str, Any]:
+    """What the task chooses on validation data, such as a threshold, with the best weights of the stage."""
+    best = find_checkpoint(run.folder / stage / "best")
+    if examples.val is None or best is None or not task.reads_logits:
+        return {}
+    load_weights(best, model)
+    size, workers = run.recipe.evaluation.batch_size, examples.num_workers
+    answers = answer_samples(
+        model, task, examples.val_samples, examples.val.readers, batch_size=size, num_workers=workers, label="settling on validation"
+    )
+    return task.settle(answers, examples.val_samples)
 
 
 def _start_of(run: Run, stage: str) -> tuple[Path | None, list[str]]:
@@ -208,5 +272,6 @@ def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:
     config = read_config(path)
     model = build_model(run.recipe)
     load_weights(path, model)
-    settings = run.recipe.stage(config["stage"])
-    return model.to(make_fabric(run.recipe, "32-true").device).eval(), build_task(run.recipe, settings), path
+    task = build_task(run.recipe, run.recipe.stage(config["stage"]))
+    task.decision = run.facts["stages"].get(config["stage"], {}).get("decision") or {}
+    return model.to(make_fabric(run.recipe, "32-true").device).eval(), task, path

@@ -65,6 +65,6 @@ def input_dim(config: Config) -> int:
     return config.width
 
 
-def build(config: Config, *, in_dim: int) -> TinyGRU:
+def build(config: Config, *, in_dim: int, num_outputs: int) -> TinyGRU:
     assert in_dim == config.width
     return TinyGRU(in_dim, config.dropout)

@@ -1,0 +1,76 @@
+"""Intervals around what was measured: which samples are drawn, alone or by group, and the same draws for everything that is compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eyegraft.config import Recipe
+from eyegraft.metrics import _bootstrap
+from eyegraft.types import Sample, Scores
+
+MIN_GROUPS = 10
+"""Fewer groups than this say nothing of how groups differ: samples are then drawn one by one, and the result says so."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How resamples of a split are drawn.
+
+    Attributes:
+        groups: one name a sample where rows of a group are drawn together; None where each is drawn alone.
+        unit: the same in words, for reports.
+    """
+
+    size: int
+    groups: tuple[str | None, ...] | None
+    unit: str
+    num_resamples: int
+    seed: int
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], recipe: Recipe) -> Drawing:
+        names = tuple(sample.group for sample in samples)
+        different, column = len({name or number for number, name in enumerate(names)}), recipe.data.columns.group
+        if column is None or different == len(samples):
+            groups, unit = None, f"{len(samples)} samples"
+        elif different < MIN_GROUPS:
+            groups, unit = None, f"{len(samples)} samples, as if independent (only {different} of {column})"
+        else:
+            groups, unit = names, f"{different} of {column}, each with all its samples"
+        return cls(len(samples), groups, unit, recipe.evaluation.num_resamples, recipe.seed)
+
+    def some(self, places: Sequence[int]) -> Drawing:
+        """The same for some of the samples."""
+        groups = tuple(self.groups[place] for place in places) if self.groups is not None else None
+        return Drawing(len(places), groups, self.unit, self.num_resamples, self.seed)
+
+    def table(self, scores: Scores) -> dict[str, dict[str, float | None]]:
+        """Metric -> {value, low, high} with the ends of its 95 % interval; None where a number is undefined."""
+        table = {}
+        for name, value in scores.corpus.items():
+            low = high = math.nan
+            if name in scores.per_sample:
+                _, low, high = _bootstrap.interval(scores.per_sample[name], self.num_resamples, self.seed, self.groups)
+            elif name in scores.statistics:
+                _, low, high = _bootstrap.statistic_interval(scores.statistics[name], self.size, self.num_resamples, self.seed, self.groups)
+            table[name] = _entry(value, low, high)
+        return table
+
+    def differences(self, model: Scores, other: Scores) -> dict[str, dict[str, float | None]]:
+        """Metric -> {value, low, high} of the model less the other, on the same draws."""
+        found: dict[str, dict[str, float | None]] = {}
+        for name in other.corpus:
+            if name in model.per_sample and name in other.per_sample:
+                a, b = model.per_sample[name], other.per_sample[name]
+                found[name] = _entry(*_bootstrap.paired_interval(a, b, self.num_resamples, self.seed, self.groups))
+            elif name in model.statistics and name in other.statistics:
+                pair = model.statistics[name], other.statistics[name]
+                found[name] = _entry(*_bootstrap.paired_statistic_interval(*pair, self.size, self.num_resamples, self.seed, self.groups))
+        return found
+
+
+def _entry(value: float, low: float, high: float) -> dict[str, Any]:
+    return {key: float(number) if math.isfinite(number) else None for key, number in (("value", value), ("low", low), ("high", high))}

@@ -1,0 +1,186 @@
+"""Where encoders are frozen, their outputs are read from the feature cache: which ones, under which keys, and why not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eyegraft.config import FeatureCache, Recipe
+from eyegraft.console import progress
+from eyegraft.data.augment import is_random
+from eyegraft.data.batches import Examples, derived_seed, load_keys
+from eyegraft.data.features import FeatureStore, Uncached, weights_sha256
+from eyegraft.data.inputs import Reader, StoredReader
+from eyegraft.data.text import Encoded
+from eyegraft.model import Graft
+from eyegraft.pretrained import cache_dir
+from eyegraft.types import ImageSpec, Sample, Tokens, moved_to
+
+log = logging.getLogger(__name__)
+BATCH = 32
+"""Samples encoded at once. Fixed, so that a store is filled alike by any recipe."""
+
+
+def frozen_modalities(model: Graft) -> set[str]:
+    """The encoders that a plan leaves as they are."""
+    return {name for name, encoder in model.encoders.items() if not any(parameter.requires_grad for parameter in encoder.parameters())}
+
+
+def why_not(recipe: Recipe, cache: FeatureCache, model: Graft, modality: str, frozen: Collection[str], *, augmented: bool) -> str | None:
+    """Why the outputs of an encoder cannot be stored, or None where they can."""
+    if cache.mode == "off":
+        return "train.feature_cache.mode=off"
+    if modality not in frozen:
+        return "the encoder is trained"
+    if modality == "image" and augmented and is_random(recipe.augmentation) and not cache.augmented_copies:
+        return "random augmentation shows another picture each time (train.feature_cache.augmented_copies=K keeps K fixed variants)"
+    if _reduction(model, modality) is None and not cache.tokens:
+        return "token sequences are pooled by learned weights or not at all (train.feature_cache.tokens=true keeps them whole)"
+    return None
+
+
+def stored_readers(
+    recipe: Recipe,
+    cache: FeatureCache,
+    model: Graft,
+    samples: Sequence[Sample],
+    readers: Mapping[str, Reader],
+    *,
+    frozen: Collection[str],
+    augmented: bool,
+    closing: ExitStack,
+) -> dict[str, Reader]:
+    """The readers, with those of frozen encoders replaced by the feature cache wherever that gives the same.
+
+    Everything that is missing there is encoded now, in float32, and written; the log says what is read from where, or why not.
+
+    Args:
+        frozen: modalities whose encoders do not change while the readers are used.
+        augmented: whether the samples are seen under random augmentation.
+        closing: closes the stores when the readers are no longer used.
+    """
+    found = dict(readers)
+    for modality, plain in readers.items():
+        reason = why_not(recipe, cache, model, modality, frozen, augmented=augmented)
+        if reason is None:
+            try:
+                found[modality] = _stored(recipe, cache, model, samples, modality, plain, augmented, closing)
+                continue
+            except Uncached as error:
+                reason = f"{error.given}; {error.expected}"
+        log.info("feature cache: not for %s: %s", modality, reason)
+    return found
+
+
+def _stored(
+    recipe: Recipe,
+    cache: FeatureCache,
+    model: Graft,
+    samples: Sequence[Sample],
+    modality: str,
+    plain: Any,
+    augmented: bool,
+    closing: ExitStack,
+) -> StoredReader:
+    reduced = _encoding(model, modality, cache)
+    layout = moved_to(reduced(plain.stack([plain.blank()])), "cpu")
+    if modality == "image" and plain.spec.patch_size is not None and layout.values.shape[1] > 1:
+        raise Uncached(f"pictures of a varying number of {modality} tokens", "pooled tokens, or records of one shape")
+    copies = cache.augmented_copies if augmented and modality == "image" and is_random(recipe.augmentation) else 0
+    facts = {
+        "encoder": weights_sha256(model.encoders[modality]),
+        "part": recipe.encoder_parts[modality].model_dump(mode="json"),
+        "reduction": type(_reduction(model, modality)).__name__,
+        "transform": asdict(plain.spec) if isinstance(plain.spec, ImageSpec) else [plain.spec.max_tokens, plain.spec.prefix],
+        "augmentation": recipe.augmentation.model_dump() if copies else None,
+        "versions": _versions(),
+    }
+    store = FeatureStore(
+        cache_dir() / "features", facts, shape=tuple(layout.values.shape[1:]), dtype=cache.dtype, max_bytes=round(cache.max_gib * 2**30)
+    )
+    closing.callback(store.close)
+    wanted = {record: pair for sample in samples for record, pair in _records(sample, modality, copies).items()}
+    number = store.fill(list(wanted), _encode(model, reduced, modality, plain, list(wanted.values()), recipe.data.num_workers), batch_size=BATCH)
+    log.info(
+        "feature cache: %s: %d records of %s bytes in %s, %d of them encoded now",
+        modality,
+        len(wanted),
+        f"{store.record_bytes:,}",
+        store.folder,
+        number,
+    )
+    rows = dict(zip(wanted, store.rows(list(wanted)).tolist(), strict=True))
+    return StoredReader(store, rows, layout, plain, lambda sample, copy: _record(sample, modality, copy), copies)
+
+
+def _reduction(model: Graft, modality: str) -> Any:
+    """What may be done to an encoder's tokens before they are stored: a pooling that gives the same when applied again; or nothing at all
+    where the encoder gives one token a sample anyway."""
+    first = next(iter(model.connectors[modality]), None)  # type: ignore[call-overload]
+    if getattr(first, "idempotent", False):
+        return first
+    return torch.nn.Identity() if getattr(model.encoders[modality], "gives_one_token", False) else None
+
+
+def _encoding(model: Graft, modality: str, cache: FeatureCache) -> Callable[[Any], Tokens]:
+    encoder: Any = model.encoders[modality]
+    reduction = _reduction(model, modality) or torch.nn.Identity()
+
+    @torch.inference_mode()
+    def encoded(inputs: Any) -> Tokens:
+        encoder.eval()
+        tokens: Tokens = reduction(encoder(moved_to(inputs, next(encoder.parameters()).device)))
+        return tokens
+
+    return encoded
+
+
+def _records(sample: Sample, modality: str, copies: int) -> dict[str, tuple[Sample, int | None]]:
+    """Record -> (sample, seed of its augmentation)."""
+    if not copies:
+        return {_record(sample, modality, None): (sample, None)}
+    return {_record(sample, modality, copy): (sample, derived_seed("copy", sample.sha256, copy)) for copy in range(copies)}
+
+
+def _record(sample: Sample, modality: str, copy: int | None) -> str:
+    content = sample.sha256 or "absent" if modality == "image" else hashlib.sha256(sample.text.encode()).hexdigest()
+    return content if copy is None else f"{content}-{copy}"
+
+
+def _encode(
+    model: Graft,
+    encoded: Callable[[Any], Tokens],
+    modality: str,
+    plain: Reader,
+    wanted: Sequence[tuple[Sample, int | None]],
+    num_workers: int,
+) -> Callable[[list[list[int]]], Iterable[Tensor]]:
+    def encode(batches: list[list[int]]) -> Iterator[Tensor]:
+        samples = [sample for sample, _ in wanted]
+        examples = Examples(samples, [Encoded()] * len(samples), {modality: plain})
+        keys = [[(place, wanted[place][1]) for place in batch] for batch in batches]
+        with progress(f"encoding {modality} once", sum(map(len, batches))) as advance:
+            for batch in load_keys(examples, keys, pad_id=0, num_workers=num_workers):
+                tokens = encoded(batch.inputs[modality])
+                yield tokens.values
+                advance(len(batch))
+
+    return encode
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("eyegraft", "torch", "transformers", "timm", "pillow", "tokenizers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
