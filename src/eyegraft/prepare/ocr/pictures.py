@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from eyegraft.console import progress
+from eyegraft.console import progress, track
 from eyegraft.files import file_sha256
 from eyegraft.prepare.ocr.engines import Engine, Word, file_name, in_reading_order
 from eyegraft.pretrained import cache_dir
@@ -67,7 +67,8 @@ def read_pictures(paths: Iterable[Path], engine: Engine, *, max_pixels: int, wor
     memory = cache_dir() / "ocr" / f"{file_name(engine.key)}-{_PREPROCESSING}.jsonl"
     known = _recalled(memory)
     with ThreadPoolExecutor(workers) as pool:
-        looks = dict(zip(wanted, pool.map(lambda path: _look(path, max_pixels), wanted), strict=True))
+        found = pool.map(lambda path: _look(path, max_pixels), wanted)
+        looks = dict(zip(wanted, track(found, "looking at pictures", len(wanted)), strict=True))
     first = {look: path for path, look in reversed(looks.items()) if isinstance(look, str) and look not in known}
     read = _read_all(first, engine, memory, workers) if first else {}
     done = {**known, **read}
