@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from eyegraft.errors import DataError
 from eyegraft.metrics import _bootstrap
-from eyegraft.metrics._bootstrap import interval, paired_interval
+from eyegraft.metrics._bootstrap import interval, paired_interval, paired_statistic_interval, statistic_interval
 
 values = st.lists(st.floats(-100, 100), min_size=1, max_size=30)
 
@@ -78,3 +79,59 @@ def test_what_cannot_be_resampled_is_refused() -> None:
         interval([0.0], 0, 0)
     with pytest.raises(DataError, match="2 and 1 scores"):
         paired_interval([0.0, 1.0], [0.0], 10, 0)
+
+
+def test_a_statistic_sees_the_resamples_of_the_mean() -> None:
+    scores = np.random.default_rng(0).random(40)
+    other = np.random.default_rng(1).random(40)
+    groups = [str(n // 3) for n in range(40)]
+    for of in (None, groups):
+        whole = statistic_interval(lambda rows: float(scores[rows].mean()), 40, 200, 7, of)
+        assert whole == pytest.approx(interval(scores.tolist(), 200, 7, of))
+        paired = paired_statistic_interval(lambda rows: float(scores[rows].mean()), lambda rows: float(other[rows].mean()), 40, 200, 7, of)
+        assert paired == pytest.approx(paired_interval(scores.tolist(), other.tolist(), 200, 7, of))
+    assert interval(scores.tolist(), 200, 7) != interval(scores.tolist(), 200, 7, groups)
+
+
+def test_draws_without_a_value_are_left_out_until_they_are_too_many() -> None:
+    def with_a_zero(rows: NDArray[np.int64]) -> float:
+        return float(rows.mean()) if (rows == 0).any() else math.nan  # missing from 1/e of the draws
+
+    def mostly(rows: NDArray[np.int64]) -> float:
+        return float(rows.mean()) if (rows < 3).any() else math.nan  # missing from 1/e^3 of them
+
+    value, low, high = statistic_interval(with_a_zero, 30, 500, 0)
+    assert value == 14.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+    _, low, high = statistic_interval(mostly, 30, 500, 0)
+    assert low < 14.5 < high
+    assert all(math.isnan(number) for number in statistic_interval(lambda rows: math.nan, 30, 50, 0))
+
+
+def test_groups_give_the_width_of_as_many_independent_samples() -> None:
+    """Fifty copies of one score are one score: the interval of 40 groups of 50 is that of 40 samples."""
+    rng = np.random.default_rng(0)
+    of_group = rng.normal(0, 1, 40)
+    scores, groups = np.repeat(of_group, 50).tolist(), np.repeat([f"group {n}" for n in range(40)], 50).tolist()
+    _, low, high = interval(scores, 2000, 0, groups)
+    _, one_low, one_high = interval(of_group.tolist(), 2000, 0)
+    assert (low, high) == (pytest.approx(one_low), pytest.approx(one_high))
+    _, naive_low, naive_high = interval(scores, 2000, 0)
+    assert high - low > 5 * (naive_high - naive_low)
+
+
+def test_rows_without_a_group_stand_alone() -> None:
+    scores = np.random.default_rng(0).random(30).tolist()
+    assert interval(scores, 100, 0, [None] * 30) == interval(scores, 100, 0, [""] * 30) == interval(scores, 100, 0)
+
+
+def test_one_group_has_no_interval() -> None:
+    mean, low, high = interval([0.0, 1.0], 100, 0, ["a", "a"])
+    assert mean == 0.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+    with pytest.raises(DataError, match="1 groups for 2 samples"):
+        interval([0.0, 1.0], 100, 0, ["a"])
+    with pytest.raises(DataError, match="0 samples"):
+        statistic_interval(lambda rows: 0.0, 0, 10, 0)
