@@ -1,7 +1,7 @@
 """An epoch from the feature cache against encoding every picture again, on this machine's CPU, in one run.
 
     python benchmarks/feature_cache.py
-    python benchmarks/feature_cache.py --model vit_base_patch16_224 --pictures 160
+    python benchmarks/feature_cache.py --model vit_base_patch16_224 --pictures 96
 
 Real pictures (the drawings that ship with eyegraft) go through the real encoder, transform, pooling and cache; weights are random, which
 costs the same as trained ones. The ratio is taken against the encoder alone, without decoding, and the cache is timed at its slower: on
@@ -137,7 +137,7 @@ def table(found: dict[str, float], model: str, count: int, batch_size: int, reco
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="efficientnet_b0", help="of timm; the encoder says the size, here 224 pixels")
-    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--pictures", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--records", type=int, default=100_000, help="of the larger store that the cache is timed on too")
     options = parser.parse_args()
