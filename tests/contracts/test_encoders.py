@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import tiny
 from contracts.samples import cases, part, rejects_unknown_keys, reloads
 from eyegraft.tuning import set_training_mode
-from eyegraft.types import ImageSpec
+from eyegraft.types import ImageSpec, TextSpec
 
 pytestmark = pytest.mark.parametrize("case", cases("encoders"))
 _built: dict[tuple[str, str], Any] = {}
@@ -32,9 +33,28 @@ def made(case: tuple[str, str], folders: Any) -> Any:
     encoder.zero_grad()
 
 
-def images(encoder: Any, count: int = 2) -> torch.Tensor:
+def inputs_of(encoder: Any, count: int = 2) -> Any:
+    """Random inputs of a batch, in the form that the encoder's spec asks for; rows differ in what of them is real, where they can."""
     torch.manual_seed(3)
-    return torch.randn(count, encoder.spec.channels, *encoder.spec.size)
+    spec = encoder.spec
+    if isinstance(spec, TextSpec):
+        width = min(spec.max_tokens, 8)
+        mask = torch.arange(width) < torch.tensor([[width], [width - 3]])
+        return {"input_ids": torch.randint(0, len(spec.tokenizer), (count, width)), "mask": mask[:count]}
+    if spec.patch_size is not None:
+        side, most = math.isqrt(spec.max_patches), spec.max_patches
+        grid = torch.tensor([[side, side - 1], [1, most]])[:count]
+        pixels = torch.randn(count, most, spec.patch_size**2 * spec.channels)
+        return {"pixels": pixels, "mask": torch.arange(most) < grid.prod(1, keepdim=True), "grid": grid}
+    return torch.randn(count, spec.channels, *spec.size)
+
+
+def row(inputs: Any, number: int) -> Any:
+    """One row as a batch of its own."""
+    if isinstance(inputs, dict):
+        return {key: tensor[number : number + 1] for key, tensor in inputs.items()}
+    return inputs[number : number + 1]
+
 
 
 def test_config_is_strict(case: tuple[str, str], folders: Any) -> None:
@@ -43,24 +63,30 @@ def test_config_is_strict(case: tuple[str, str], folders: Any) -> None:
 
 def test_tokens_are_what_they_say(made: Any) -> None:
     with torch.no_grad():
-        tokens = made(images(made))
+        inputs = inputs_of(made)
+        tokens = made(inputs)
     batch, count, width = tokens.values.shape
     assert (batch, width) == (2, made.token_dim)
     assert tokens.values.is_floating_point()
     assert tokens.values.isfinite().all()
     assert tokens.mask.dtype == torch.bool
     assert tokens.mask.shape == (batch, count)
-    assert tokens.mask.all(), "an image has no missing tokens"
+    if isinstance(inputs, dict):
+        assert count == 1 or torch.equal(tokens.mask, inputs["mask"]), "a token is real where the input is, unless one stands for all"
+    else:
+        assert tokens.mask.all(), "an image has no missing tokens"
     if tokens.grid is not None:
         assert tokens.grid[0] * tokens.grid[1] == count - tokens.num_prefix
         assert min(tokens.grid) >= 1
-    assert tokens.values.std(0).max() > 0, "two images give the same tokens"
+    assert tokens.values.std(0).max() > 0, "two inputs give the same tokens"
 
 
 def test_a_token_sees_its_place(made: Any) -> None:
     """A change in one corner of the image moves the token of that corner most: the grid is row by row."""
+    if isinstance(made.spec, TextSpec) or made.spec.patch_size is not None:
+        return  # the input is a sequence, token by token
     tiny.lively(made, scale=1.0)
-    pixels = images(made, 1)
+    pixels = inputs_of(made, 1)
     height, width = made.spec.size
     with torch.no_grad():
         before = made(pixels)
@@ -76,9 +102,30 @@ def test_a_token_sees_its_place(made: Any) -> None:
             assert moved[place] > moved[opposite], f"grid {before.grid}: {moved.view(rows, columns)}"
 
 
-def test_image_spec_is_sane(made: Any) -> None:
+def test_masked_inputs_change_nothing(made: Any) -> None:
+    """What lies where the mask says False never reaches a token that is real."""
+    inputs = inputs_of(made)
+    if not isinstance(inputs, dict):
+        return  # nothing is masked
+    tiny.lively(made, scale=1.0)
+    key = "pixels" if "pixels" in inputs else "input_ids"
+    hidden = ~inputs["mask"]
+    other = inputs[key].clone()
+    other[hidden] = 1 - other[hidden] if key == "pixels" else other[hidden].roll(1)
+    with torch.no_grad():
+        before, after = made(inputs), made({**inputs, key: other})
+    assert not torch.equal(other, inputs[key])
+    torch.testing.assert_close(after.values[after.mask], before.values[before.mask], rtol=1e-5, atol=1e-6)
+
+
+def test_spec_is_sane(made: Any) -> None:
     spec = made.spec
+    if isinstance(spec, TextSpec):
+        assert spec.max_tokens >= 8
+        assert len(spec.tokenizer) > 1
+        return
     assert isinstance(spec, ImageSpec)
+    assert (spec.patch_size is None) == (spec.max_patches is None)
     assert len(spec.size) == 2
     assert all(isinstance(side, int) and side > 0 for side in spec.size)
     assert len(spec.mean) == len(spec.std) == spec.channels >= 1
@@ -107,7 +154,7 @@ def test_blocks_are_in_depth_order(made: Any) -> None:
 
     handles = [module.register_forward_pre_hook(note) for module in made.modules()]
     with torch.no_grad():
-        made(images(made, 1))
+        made(inputs_of(made, 1))
     for handle in handles:
         handle.remove()
     starts = [min((first_use[id(p)] for p in block if id(p) in first_use), default=None) for block in made.blocks]
@@ -119,7 +166,7 @@ def test_blocks_are_in_depth_order(made: Any) -> None:
 def test_gradient_reaches_every_parameter(made: Any) -> None:
     """So that `full`, `last_n` and adapters never train a tensor that the forward leaves out."""
     tiny.lively(made, scale=1.0)
-    values = made(images(made)).values
+    values = made(inputs_of(made)).values
     (values * torch.randn(values.shape, generator=torch.Generator().manual_seed(4))).sum().backward()
     without = [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without, f"no gradient: {without}"
@@ -128,23 +175,23 @@ def test_gradient_reaches_every_parameter(made: Any) -> None:
 
 def test_frozen_is_frozen(made: Any) -> None:
     """Nothing moves and no graph is kept, not even running statistics, when training goes on around it."""
-    pixels = images(made)
+    inputs = inputs_of(made)
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     with torch.no_grad():
-        expected = made(pixels).values
+        expected = made(inputs).values
     for parameter in made.parameters():
         parameter.requires_grad_(False)
     set_training_mode(made)
-    values = made(pixels).values
+    values = made(inputs).values
     assert not values.requires_grad
     assert torch.equal(values, expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
 
 
 def test_same_input_same_output(made: Any) -> None:
-    pixels = images(made)
+    inputs = inputs_of(made)
     with torch.no_grad():
-        first, second, alone = made(pixels), made(pixels), made(pixels[1:])
+        first, second, alone = made(inputs), made(inputs), made(row(inputs, 1))
     assert torch.equal(first.values, second.values)
     torch.testing.assert_close(alone.values, first.values[1:], rtol=1e-4, atol=1e-5)
 
@@ -152,5 +199,5 @@ def test_same_input_same_output(made: Any) -> None:
 def test_state_makes_another_instance_equal(case: tuple[str, str], folders: Any) -> None:
     module, config = part("encoders", case, folders)
     probe = module.build(config)
-    pixels = images(probe, 1)
-    reloads(lambda: module.build(config), lambda encoder: encoder(pixels).values)
+    inputs = inputs_of(probe, 1)
+    reloads(lambda: module.build(config), lambda encoder: encoder(inputs).values)

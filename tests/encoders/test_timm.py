@@ -186,3 +186,12 @@ def test_packaged_weights_see_what_is_drawn(packaged: Any) -> None:
     guesses = (pooled @ file["classifier.weight"].T + file["classifier.bias"]).topk(5).indices.tolist()
     missed = [code for code, guess in zip(DRAWN, guesses, strict=True) if not set(DRAWN[code]) & set(guess)]
     assert not missed
+
+
+def test_a_model_without_an_order_of_blocks_says_so() -> None:
+    """timm groups the parameters of most of its models, not of all: such a model runs, but has no last block."""
+    encoder = build(Config(model="poolformer_s12", pretrained=False)).eval()
+    with pytest.raises(PartError, match="order the blocks of MetaFormer come") as caught:
+        _ = encoder.blocks
+    assert "last_n" in caught.value.expected
+    assert "frozen, full or lora" in caught.value.fix

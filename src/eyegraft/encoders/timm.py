@@ -44,6 +44,12 @@ class TimmEncoder(nn.Module):
         from timm.models import group_parameters
 
         bare = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone  # inside PEFT's wrapping
+        if not hasattr(bare, "group_matcher"):
+            raise PartError(
+                f"vision_encoder.model: timm does not say in which order the blocks of {type(bare).__name__} come",
+                "a model with `group_matcher`, for last_n and for lora.target_layers",
+                "tune it as frozen, full or lora without target_layers, or choose another model",
+            )
         names = group_parameters(bare, bare.group_matcher(coarse=False))
         parameters = dict(bare.named_parameters())
         groups = [present for key in sorted(names) if (present := [name for name in names[key] if name in parameters])]
