@@ -21,6 +21,8 @@ TWINS: dict[str, Callable[[Any], list[str]]] = {
     "demo": lambda folders: [
         "vision_encoder=siglip_base",
         f"vision_encoder.model={folders.vision('siglip')}",
+        "vision_encoder.architecture=null",
+        "vision_encoder.preprocessor=null",
         "head=prefix_lm",
         f"head.model={folders.lm('llama')}",
     ],
