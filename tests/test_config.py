@@ -73,7 +73,7 @@ def test_all_faults_at_once_with_path_and_nearest_name(plain: dict[str, Any]) ->
     expected = {
         "seed": "given 'abc'; expected a valid integer",
         "devise": "did you mean 'device'?",
-        "vision_encoder.kind": "given 'huggingfce'; expected one of huggingface, timm; did you mean 'huggingface'?",
+        "vision_encoder.kind": "given 'huggingfce'; expected one of huggingface, sentence, timm; did you mean 'huggingface'?",
         "connector.num_tokens": "given 0; expected greater than 0",
         "head.model": "missing",
         "head.modle": "unknown key; expected one of dtype, model, pretrained, revision; did you mean 'model'?",
@@ -231,7 +231,7 @@ OPTIONS = [(group, path.stem) for group in GROUPS if group != "recipe" for path 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{group}-{option}" for group, option in OPTIONS])
 def test_every_option_that_ships_names_a_part_and_validates(group: str, option: str) -> None:
-    composed = compose(["recipe=demo", f"{group}={option}"])
+    composed = compose(["recipe=demo", f"{'+' if group == 'experiment' else ''}{group}={option}"])  # a preset stands on top of a recipe
     plain: Any = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     missing = [key for key, value in plain.items() if value == "???"]
     for key in missing:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -113,6 +113,11 @@ class Data(Strict):
     near_duplicates: Literal["refuse", "move", "allow"] = "refuse"
     num_workers: NonNegative = 0
 
+    @field_validator("tables", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return {} if value is None else value  # how YAML takes back the tables of the option that it extends
+
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         if bool(self.tables) == bool(self.split):
@@ -162,7 +167,11 @@ class Lora(Strict):
 
 
 class BackboneLora(Lora):
-    """Adapters of the vision encoder, switched by one key (see `Settings.freeze_backbone`)."""
+    """Adapters of the vision encoder, switched on by `enabled` (see `Settings.freeze_backbone`); the other keys as in `Lora`.
+
+    Attributes:
+        enabled, rank, alpha, dropout, target_modules, target_layers, use_dora, use_rslora: off by default; on the attention of the last blocks.
+    """
 
     enabled: bool = False
     alpha: Positive = 8

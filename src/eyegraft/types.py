@@ -27,22 +27,22 @@ class Sample:
     Attributes:
         id: unique within its split; every message about the row names it.
         image: path of the image file; None where the row has no picture.
-        sha256: of the image file's bytes, empty where it was not read.
-        text: what stands beside the picture as a second input (words read from it, say); empty where there is none.
         prompt: what is asked, or None where the task supplies it.
         references: acceptable answers, the first one the training target; of a label task, the labels. Empty at prediction time.
         group: rows of one group (case, panorama, advertiser, concept …) never cross splits.
         meta: further columns, kept for slices and reports.
+        text: what stands beside the picture as a second input (words read from it, say); empty where there is none.
+        sha256: of the image file's bytes, empty where it was not read.
     """
 
     id: str
     image: Path | None
-    sha256: str = ""
-    text: str = ""
     prompt: str | None = None
     references: tuple[str, ...] = ()
     group: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 import tiny
 from eyegraft.errors import DataError
 from eyegraft.evaluation import baselines
-from eyegraft.evaluation.baselines import blank, most_frequent, nearest_neighbour, shuffled
+from eyegraft.answering import readers_of
+from eyegraft.config import Part
+from eyegraft.evaluation.baselines import blank, nearest_neighbours, retrieval_set, shuffled_images, shuffled_texts
+from eyegraft.registry import configured
 from eyegraft.types import Sample
 
 
@@ -23,36 +26,38 @@ def rows(references: list[str]) -> list[Sample]:
     return [Sample(str(n), Path(f"{n}.png"), prompt=f"p{n}", references=(text,)) for n, text in enumerate(references)]
 
 
-def test_blank_is_the_mean_colour(folders: Any) -> None:
-    batch = tiny.text_batch(folders.tokenizer(), [("What?", "a dog")], torch.randn(1, 3, 8, 8))
-    assert not blank(batch).inputs["image"].any()
-    assert blank(batch).inputs["image"].shape == (1, 3, 8, 8)
-    assert blank(batch).labels is batch.labels
-    assert batch.inputs["image"].any()
+def test_blank_is_the_mean_colour(make_graft: Callable[..., Any]) -> None:
+    """0 after normalisation, encoded once and given to every sample."""
+    _, model = make_graft()
+    model.eval()
+    tokens = blank(model, "image").stack([None] * 3)
+    expected = model.encoders["image"](torch.zeros(1, 3, *model.encoders["image"].spec.size))
+    assert torch.equal(tokens.values, expected.values.expand(3, -1, -1))
+    assert tokens.mask.all()
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=20), st.integers(0, 9))
 def test_shuffling_gives_every_sample_another_image(references: list[str], seed: int) -> None:
     samples = rows(references)
-    mixed = shuffled(samples, seed)
+    mixed = shuffled_images(samples, seed)
     of_image = {sample.image: sample for sample in samples}
     for sample, other in zip(samples, mixed, strict=True):
         assert replace(other, image=sample.image) == sample, "prompt, references and order stay"
         assert other.image != sample.image
         if len(set(references)) > 1:
             assert of_image[other.image].references != sample.references
-    assert shuffled(samples, seed) == mixed
+    assert shuffled_images(samples, seed) == mixed
 
 
 def test_shuffling_depends_on_the_seed_alone() -> None:
     samples = rows(list("abcdefghijkl"))
-    assert shuffled(samples, 1) != shuffled(samples, 2)
+    assert shuffled_images(samples, 1) != shuffled_images(samples, 2)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_there_must_be_another_image(count: int) -> None:
     with pytest.raises(DataError, match=f"{count} samples"):
-        shuffled(rows(["a"] * count), 0)
+        shuffled_images(rows(["a"] * count), 0)
 
 
 def test_the_same_image_is_never_given_back() -> None:
@@ -60,10 +65,10 @@ def test_the_same_image_is_never_given_back() -> None:
     samples = [Sample(str(n), Path("many.png"), references=("yes",)) for n in range(400)]
     samples += [Sample("few", Path("few.png"), references=("yes",)), Sample("no", Path("many.png"), references=("no",))]
     for seed in range(5):
-        for before, after in zip(samples, shuffled(samples, seed), strict=True):
+        for before, after in zip(samples, shuffled_images(samples, seed), strict=True):
             assert after.image == Path("few.png" if before.image.name == "many.png" else "many.png")
-    with pytest.raises(DataError, match="401 samples of 1 image"):
-        shuffled([item for item in samples if item.id != "few"], 0)
+    with pytest.raises(DataError, match="401 samples that are all alike"):
+        shuffled_images([item for item in samples if item.id != "few"], 0)
 
 
 def test_shuffling_looks_at_a_bounded_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,14 +81,26 @@ def test_shuffling_looks_at_a_bounded_number_of_samples(monkeypatch: pytest.Monk
             compared.append(other)
             return tuple.__ne__(self, other)
 
-    shuffled([replace(sample, references=Watched(sample.references)) for sample in samples], 0)
+    shuffled_images([replace(sample, references=Watched(sample.references)) for sample in samples], 0)
     assert 0 < len(compared) <= baselines.DONOR_STEPS * len(samples)
+
+
+def test_texts_are_shuffled_alone() -> None:
+    samples = [replace(sample, text=f"t{sample.id}") for sample in rows(list("abab"))]
+    for before, after in zip(samples, shuffled_texts(samples, 0), strict=True):
+        assert replace(after, text=before.text) == before
+        assert after.text != before.text
+
+
+def caption_task() -> Any:
+    module, config = configured("tasks", Part(kind="caption"))
+    return module.build("caption", config)
 
 
 def test_most_frequent() -> None:
     train = [*rows(["b", "a", "b", "a", "c"]), Sample("x", Path("x"), references=("c",))]
-    assert most_frequent(train, 3) == ["a"] * 3, "the first in the alphabet among equals"
-    assert most_frequent([*train, Sample("y", Path("y"), references=("z", "z", "z"))], 1) == ["z"], "every reference counts"
+    assert caption_task().prior(train) == "a", "the first in the alphabet among equals"
+    assert caption_task().prior([*train, Sample("y", Path("y"), references=("z", "z", "z"))]) == "z", "every reference counts"
 
 
 @pytest.fixture
@@ -103,22 +120,20 @@ def pictures(tmp_path: Path) -> Callable[..., list[Sample]]:
 
 def test_the_nearest_training_image_answers(make_graft: Callable[..., Any], pictures: Callable[..., list[Sample]]) -> None:
     """The same picture, resized, is nearest by the encoder's own tokens; answers are the first references, in order."""
-    _, model = make_graft()
+    recipe, model = make_graft()
     model.eval()
+    readers, task = readers_of(model, recipe), caption_task()
     train, asked = pictures("train", 64), list(reversed(pictures("test", 60)))
-    answers = nearest_neighbour(model, train, asked, batch_size=2, num_workers=0, seed=0)
+    answers = nearest_neighbours(model, task, train, asked, readers, batch_size=2, num_workers=0)
     assert answers == [sample.references[0] for sample in asked]
-    again = nearest_neighbour(model, train, asked, batch_size=3, num_workers=0, seed=1)
+    again = nearest_neighbours(model, task, train, asked, readers, batch_size=3, num_workers=0)
     assert again == answers
 
 
-def test_a_large_training_set_is_drawn_from(
-    make_graft: Callable[..., Any], pictures: Callable[..., list[Sample]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, model = make_graft()
-    model.eval()
-    train = pictures("train", 64)
-    monkeypatch.setattr(baselines, "RETRIEVAL_LIMIT", 1)
-    answers = [nearest_neighbour(model, train, train, batch_size=3, num_workers=0, seed=0) for _ in range(2)]
-    assert answers[0] == answers[1]
-    assert len(set(answers[0])) == 1
+def test_a_large_training_set_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = rows(list("abcdefgh"))
+    assert retrieval_set(train, 0) == train
+    monkeypatch.setattr(baselines, "RETRIEVAL_LIMIT", 3)
+    assert retrieval_set(train, 0) == retrieval_set(train, 0)
+    assert len(retrieval_set(train, 0)) == 3
+    assert retrieval_set(train, 0) != retrieval_set(train, 1)

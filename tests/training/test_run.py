@@ -102,13 +102,14 @@ def test_reloaded_run_gives_the_loss_that_training_wrote(small_run: Path) -> Non
     from eyegraft.data.batches import load_batches
     from eyegraft.data.samples import load_samples
     from eyegraft.training.runs import read_run
-    from eyegraft.training.stages import build_objective, load_model, stage_data
+    from eyegraft.training.stages import build_objective, encode_splits, load_model, stage_data
 
     opened = read_run(small_run)
     model, task, path = load_model(opened)
     assert path == small_run / "only" / "best"
     objective = build_objective(task, opened.recipe.stage("only"))
-    read = stage_data(opened.recipe, model, task, load_samples(opened.recipe.data))
+    data = load_samples(opened.recipe.data)
+    read = stage_data(opened.recipe, model, data, encode_splits(task, data, model))
     assert read.val is not None
     with torch.no_grad():
         batch = next(load_batches(read.val, [range(len(read.val))], pad_id=read.pad_id))

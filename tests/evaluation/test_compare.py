@@ -1,0 +1,213 @@
+"""Runs in one table: what differs, who may be ranked against whom, and paired differences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eyegraft.config import overlay
+from eyegraft.errors import RunError
+from eyegraft.evaluation.compare import Comparison, compare_runs
+from eyegraft.metrics._bootstrap import paired_interval
+
+IDS = [f"s{number}" for number in range(12)]
+RECIPE = {
+    "recipe": "r",
+    "experiment_name": "e",
+    "seed": 0,
+    "vision_encoder": {"kind": "timm", "model": "a"},
+    "head": {"kind": "classifier", "dropout": 0.1},
+    "tasks": {"label": {"kind": "caption"}},
+    "train": {"learning_rate": 0.001, "batch_size": 8, "early_stopping": {"metric": "val_f1"}},
+    "stages": {"only": {}},
+}
+
+
+def make_run(
+    folder: Path,
+    best: float | None,
+    *,
+    recipe: dict[str, Any] | None = None,
+    scores: list[float] | None = None,
+    seed: int = 0,
+    val: str = "v",
+    test: str = "t",
+    metric: str = "val_f1",
+    finished: bool = True,
+) -> Path:
+    """A run folder as training and evaluation leave it."""
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(overlay({**RECIPE, "seed": seed}, recipe or {})), encoding="utf-8")
+    stage = {
+        "status": "finished" if finished else "running",
+        "seconds": 3.0,
+        "trainable": [{"part": "head", "trainable": 40}, {"part": "connector", "trainable": 2}],
+        "best": {"epoch": 1, "step": 4, "metric": metric, "value": best, "higher_is_better": metric != "val_loss"},
+    }
+    facts = {"recipe": "r", "seed": seed, "finished": finished, "stages": {"only": stage}, "data": {"splits": {"val": {"sha256": val}}}}
+    (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    if scores is not None:
+        result = {
+            "task": "label",
+            "num_samples": len(scores),
+            "num_resamples": 200,
+            "seed": 5,
+            "data": {"sha256": test},
+            "checkpoint": {"path": "only/best", "sha256": "x", "stage": "only"},
+            "samples": "test.samples.jsonl",
+            "higher_is_better": {"accuracy": True, "auroc": True},
+            "systems": {
+                "model": {
+                    "accuracy": {"value": sum(scores) / len(scores), "low": 0.1, "high": 0.9},
+                    "auroc": {"value": 0.5 + scores[0] / 4, "low": None, "high": None},
+                }
+            },
+        }
+        (folder / "evaluation" / "test.json").write_text(json.dumps(result), encoding="utf-8")
+        rows = [
+            {"id": id_, "references": ["a"], "answers": {"model": "a"}, "scores": {"accuracy": score}}
+            for id_, score in zip(IDS, scores, strict=True)
+        ]
+        (folder / "evaluation" / "test.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def order(comparison: Comparison) -> list[str]:
+    return [Path(entry.run).name for entry in comparison.entries]
+
+
+def marks(comparison: Comparison) -> dict[str, tuple[str, ...]]:
+    return {Path(entry.run).name: entry.marks for entry in comparison.entries}
+
+
+GOOD, FAIR = [1.0] * 9 + [0.0] * 3, [1.0] * 5 + [0.0] * 7
+
+
+def test_best_by_validation_stands_first_whatever_the_test_says(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.7, scores=GOOD, recipe={"train": {"learning_rate": 0.01}})
+    make_run(tmp_path / "b", 0.8, scores=FAIR, recipe={"head": {"dropout": 0.3}})
+    make_run(tmp_path / "c", 0.6)
+    found = compare_runs([tmp_path])
+    assert order(found) == ["b", "a", "c"]
+    assert (found.ranked, found.watched, found.higher_is_better) == (True, "val_f1", True)
+    assert found.keys == ("head.dropout", "train.learning_rate"), "only what differs"
+    first = found.entries[0]
+    assert first.settings == {"head.dropout": 0.3, "train.learning_rate": 0.001}
+    assert (first.seconds, first.trained_parameters, first.epoch, first.best) == (3.0, 42, 2, 0.8)
+    assert "Nothing is chosen by test results." in found.notes[0]
+    json.dumps(found.plain(), allow_nan=False)
+
+
+def test_a_loss_is_better_when_lower(tmp_path: Path) -> None:
+    for name, best in (("a", 0.7), ("b", 0.5)):
+        make_run(tmp_path / name, best, metric="val_loss", recipe={"train": {"early_stopping": {"metric": "val_loss"}}})
+    assert order(compare_runs([tmp_path])) == ["b", "a"]
+
+
+def test_differences_are_paired_by_sample(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.7, scores=FAIR)
+    make_run(tmp_path / "b", 0.8, scores=GOOD)
+    file = tmp_path / "a" / "evaluation" / "test.samples.jsonl"
+    file.write_text(
+        "".join(reversed(file.read_text(encoding="utf-8").splitlines(keepends=True))), encoding="utf-8"
+    )  # order must not matter
+    found = compare_runs([tmp_path])
+    value, low, high = paired_interval(FAIR, GOOD, 200, 5)
+    difference = found.entries[1].difference
+    assert found.metric == "accuracy"
+    assert Path(found.reference or "").name == "b"
+    assert found.entries[0].difference is None
+    assert difference is not None
+    assert (difference.value, difference.low, difference.high) == pytest.approx((value, low, high))
+    assert value == pytest.approx(-4 / 12)
+
+
+def test_no_per_sample_score_no_interval(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.7, scores=[0.0, *GOOD[1:]])
+    make_run(tmp_path / "b", 0.8, scores=GOOD)
+    found = compare_runs([tmp_path], metric="auroc")
+    difference = found.entries[1].difference
+    assert difference is not None
+    assert (difference.value, difference.low, difference.high) == (pytest.approx(-0.25), None, None)
+    assert any("no per-sample score, so the interval is unknown" in note for note in found.notes)
+
+
+def test_other_samples_no_interval(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.7, scores=FAIR)
+    make_run(tmp_path / "b", 0.8, scores=GOOD)
+    (tmp_path / "a" / "evaluation" / "test.samples.jsonl").unlink()
+    found = compare_runs([tmp_path])
+    assert found.entries[1].difference is not None
+    assert found.entries[1].difference.low is None
+    assert any("no answers to the same samples" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "mark", "why"),
+    [
+        ({"val": "other"}, "other validation data", "validated on different data"),
+        ({"test": "other"}, "other test data", "test results stand on different data"),
+        ({"metric": "val_auroc"}, "another watched value", "watched different validation values"),
+        ({"recipe": {"tasks": {"label": {"kind": "classify"}}}}, "another task", "learned different tasks"),
+    ],
+)
+def test_what_cannot_be_compared_is_not_ranked(tmp_path: Path, change: dict[str, Any], mark: str, why: str) -> None:
+    make_run(tmp_path / "a", 0.5, scores=FAIR)
+    make_run(tmp_path / "b", 0.6, scores=GOOD)
+    make_run(tmp_path / "c", 0.9, scores=GOOD, **change)
+    found = compare_runs([tmp_path])
+    assert not found.ranked
+    assert order(found) == ["a", "b", "c"]
+    assert marks(found) == {"a": (), "b": (), "c": (mark,)}
+    assert any(note.startswith("Not ranked: ") and why in note for note in found.notes)
+    assert (found.reference, [entry.difference for entry in found.entries]) == (None, [None] * 3)
+
+
+def test_losses_of_different_objectives_are_not_ranked(tmp_path: Path) -> None:
+    loss = {"early_stopping": {"metric": "val_loss"}}
+    make_run(tmp_path / "a", 0.5, metric="val_loss", recipe={"train": loss})
+    make_run(tmp_path / "b", 0.1, metric="val_loss", recipe={"train": {**loss, "loss_type": "focal"}})
+    found = compare_runs([tmp_path])
+    assert not found.ranked
+    assert any("val_loss is of another objective" in note for note in found.notes)
+
+
+def test_unfinished_runs_come_last(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.9, finished=False)
+    make_run(tmp_path / "b", 0.2)
+    found = compare_runs([tmp_path])
+    assert order(found) == ["b", "a"]
+    assert marks(found) == {"b": (), "a": ("unfinished: only",)}
+
+
+def test_seeds_are_marked_only_where_they_confound(tmp_path: Path) -> None:
+    slow = {"train": {"learning_rate": 0.0001}}
+    for seed in (0, 1):
+        make_run(tmp_path / f"a{seed}", 0.5, seed=seed)
+        make_run(tmp_path / f"b{seed}", 0.5, seed=seed, recipe=slow)
+    assert set(marks(compare_runs([tmp_path])).values()) == {()}
+    found = compare_runs([tmp_path / "a0", tmp_path / "b0", tmp_path / "b1"])
+    assert marks(found)["b1"] == ("another seed",)
+
+
+def test_parts_of_different_kinds_differ_in_kind_and_model_alone(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 0.5)
+    other = {"vision_encoder": {"kind": "huggingface", "model": "b", "revision": "main"}}
+    make_run(tmp_path / "b", 0.6, recipe=other)
+    assert compare_runs([tmp_path]).keys == ("vision_encoder.kind", "vision_encoder.model")
+
+
+def test_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    make_run(tmp_path / "runs" / "a", 0.5, scores=GOOD)
+    with pytest.raises(RunError, match="no run in this folder"):
+        compare_runs([tmp_path / "runs", tmp_path / "empty"])
+    with pytest.raises(RunError, match="no such folder"):
+        compare_runs([tmp_path / "nowhere"])
+    with pytest.raises(RunError, match="did you mean 'accuracy'"):
+        compare_runs([tmp_path / "runs"], metric="acuracy")
+    assert order(compare_runs([tmp_path, tmp_path / "runs", tmp_path / "runs" / "a"])) == ["a"], "each run once"
