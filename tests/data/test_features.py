@@ -208,6 +208,20 @@ def test_a_feature_beyond_float16_is_noticed(tmp_path: Path) -> None:
         assert store.read(store.rows(["record 1"])).min() == torch.tensor(-70_000.0).bfloat16()
 
 
+def test_features_too_small_for_float16_are_noticed(tmp_path: Path) -> None:
+    values = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for size, fits in ((1e-4, True), (1e-6, False), (0.0, True)):
+        with opened(tmp_path, facts={"size": size}) as store:
+            if fits:
+                store.fill(names(3), lambda batches, size=size: [values * size], batch_size=3)
+            else:
+                with pytest.raises(Uncached, match=r"features as small as 9e-07 lose \d\.\d% in float16"):
+                    store.fill(names(3), lambda batches, size=size: [values * size], batch_size=3)
+    with opened(tmp_path, dtype="bfloat16") as store:
+        store.fill(names(3), lambda batches: [values * 1e-6], batch_size=3)
+        torch.testing.assert_close(store.read(store.rows(names(3))), values * 1e-6, rtol=2**-8, atol=0)
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_a_broken_encoder_is_named_not_stored(tmp_path: Path, number: float) -> None:
     values = torch.ones(2, *SHAPE)

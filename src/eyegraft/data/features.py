@@ -44,6 +44,7 @@ Encode = Callable[[list[list[int]]], Iterable[Tensor]]
 """Batches of positions in the list of keys -> the features [b, N, D] of each batch, in order, on any device, of any float type."""
 
 _FORMAT = 1
+_COARSE = 2.0**-8  # bfloat16 loses less than this of any feature; float16 more below about 1e-5, where it runs out of digits
 _SERIAL = 32_768  # numbers that torch converts in the calling thread; for more it wakes others and waits, up to 10 ms on a busy machine
 
 
@@ -153,7 +154,7 @@ class FeatureStore:
             progress: called as (done, total).
 
         Raises:
-            Uncached: the records would exceed the limit or the disk, or a feature the range of float16.
+            Uncached: the records would exceed the limit or the disk, or features lie outside the range of float16.
             PartError: the encoder gave another shape, or numbers that are not finite.
         """
         if not self.missing(keys):
@@ -211,15 +212,20 @@ class FeatureStore:
                 f"{[len(names), *self.shape]}: the cache holds records of one shape",
                 "pool the tokens, or turn the feature cache off",
             )
-        rounded = values.detach().to("cpu", self.dtype).reshape(len(names), -1)
+        exact = values.detach().to("cpu", torch.float32).reshape(len(names), -1)
+        rounded = exact.to(self.dtype)
         finite = rounded.isfinite().all(dim=1)
         if not finite.all():
             worst = int(finite.int().argmin())
-            if not values[worst].isfinite().all():
+            if not exact[worst].isfinite().all():
                 fix = "encode in float32 or bfloat16"
                 raise PartError(f"record {names[worst]}: the encoder gave NaN or infinity", "finite features", fix)
-            reach = f"{float(values[worst].abs().max()):,.0f}"
+            reach = f"{float(exact[worst].abs().max()):,.0f}"
             raise Uncached(f"record {names[worst]}: a feature of size {reach} is beyond float16", "at most 65,504", "cache in bfloat16")
+        size, lost = float(exact.norm()), float((exact - rounded).norm())
+        if lost > _COARSE * size:
+            given = f"records {names[0]} …: features as small as {size / exact.numel() ** 0.5:.0e} lose {lost / size:.1%} in float16"
+            raise Uncached(given, "features that lose no more than in bfloat16", "cache in bfloat16")
         words = np.zeros((len(names), self._shards.num_words), dtype=np.uint64)
         words.view(np.int16)[:, : rounded.shape[1]] = rounded.view(torch.int16).numpy()
         return words
