@@ -65,7 +65,20 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
         "classifier": {"plain": lambda folders: {"hidden_dim": 5}},
         "prefix_lm": {family: _lm(family) for family in ("llama", "mistral", "qwen2", "phi", "gpt2")},
     },
-    "objectives": {"cross_entropy": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}}},
+    "objectives": {
+        "bce": {
+            "plain": lambda folders: {},
+            "balanced": lambda folders: {"class_weights": "balanced"},
+            "smoothed": lambda folders: {"label_smoothing": 0.1, "class_weights": [1, 2]},
+        },
+        "cross_entropy": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}},
+        "focal": {"plain": lambda folders: {}, "balanced": lambda folders: {"gamma": 0.5, "class_weights": "balanced"}},
+        "softmax": {
+            "plain": lambda folders: {},
+            "balanced": lambda folders: {"label_smoothing": 0.1, "class_weights": "balanced"},
+            "focal": lambda folders: {"gamma": 2},
+        },
+    },
     "tasks": {
         "classify": {
             "yes-no": lambda folders: {},
@@ -76,7 +89,7 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "chat": lambda folders: {"prompt": "What is drawn here?"},
             "plain": lambda folders: {"prompt": "What is drawn here?", "template": "plain"},
             "no-prompt": lambda folders: {"prompt": "", "template": "plain"},
-        }
+        },
     },
 }
 
