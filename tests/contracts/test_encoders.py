@@ -56,7 +56,6 @@ def row(inputs: Any, number: int) -> Any:
     return inputs[number : number + 1]
 
 
-
 def test_config_is_strict(case: tuple[str, str], folders: Any) -> None:
     rejects_unknown_keys(*part("encoders", case, folders))
 
