@@ -279,6 +279,21 @@ def test_what_is_remembered_is_not_decoded_again(tmp_path: Path, monkeypatch: py
     assert check_images(paths, max_pixels=10, decode=True, memory=memory)[paths[1]].reason == "image too large"
 
 
+def test_fingerprints_are_remembered_and_old_lines_checked_again(tmp_path: Path) -> None:
+    path, memory = tmp_path / "a.png", tmp_path / "checks.jsonl"
+    noise(64, 64).save(path)
+    settled(path)
+    facts = check_images([path], max_pixels=LIMIT, decode=True, memory=memory)[path]
+    assert len(facts.fingerprint) == 16 * 16 * 3
+    assert check_image(path, LIMIT, decode=False).fingerprint == b""
+    assert check_images([path], max_pixels=LIMIT, decode=True, memory=memory)[path] == facts
+    whole = json.loads(memory.read_bytes())
+    for broken in (whole[:-1], [*whole[:-1], whole[-1][:40]], [*whole[:-1], "no base64!"], [*whole[:-1], None]):
+        memory.write_text(json.dumps(broken) + "\n")
+        assert check_images([path], max_pixels=LIMIT, decode=True, memory=memory)[path] == facts
+        assert json.loads(memory.read_bytes().splitlines()[-1]) == whole
+
+
 def test_a_header_check_is_no_proof_of_pixels(tmp_path: Path) -> None:
     path, memory = tmp_path / "cut.jpg", tmp_path / "checks.jsonl"
     noise(64, 64).save(path)

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eyegraft.config import Data, Split
-from eyegraft.data.samples import PreparedData, _cut, _Row, load_samples
+from eyegraft.data.samples import PreparedData, Row, _cut, load_samples
 from eyegraft.errors import DataError
 
 
@@ -399,9 +400,9 @@ def test_more_splits_than_groups_is_refused(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=40), seed=st.integers(0, 99), share=st.floats(0.01, 0.98))
 def test_a_cut_fills_every_split_about_as_asked(sizes: list[int], seed: int, share: float) -> None:
-    def rows() -> list[_Row]:
+    def rows() -> list[Row]:
         groups = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
-        return [_Row(n, "", Path(f"/b/{n}"), None, (), group, {}, None) for n, group in enumerate(groups)]
+        return [Row(n, "", Path(f"/b/{n}"), None, (), group, {}, None) for n, group in enumerate(groups)]
 
     split = Split(table="t", fractions={"train": share, "val": 0.01, "test": 1 - share - 0.01}, seed=seed)
     first, again = rows(), list(reversed(rows()))
@@ -421,3 +422,122 @@ def test_a_second_load_reads_no_pixels(tmp_path: Path, monkeypatch: pytest.Monke
     first = load(tmp_path, tables=tables)
     monkeypatch.setattr("eyegraft.data.images.check_image", lambda *_: pytest.fail("a picture was read again"))
     assert load(tmp_path, tables=tables) == first
+
+
+# ── pictures that look alike ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def photograph(folder: Path, name: str, seed: int) -> str:
+    """Soft noise: as many seeds, as many pictures that have nothing in common."""
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(cells).resize((96, 96), Image.Resampling.BICUBIC).save(folder / name)
+    return name
+
+
+def copy(folder: Path, name: str, of: str) -> str:
+    Image.open(folder / of).resize((60, 64)).save(folder / name, quality=60)
+    return name
+
+
+def copied_splits(folder: Path) -> dict[str, str]:
+    """Of train's eight pictures (two a case), the second has a copy in test, the sixth in val and the seventh in both tests."""
+    names = {
+        split: [photograph(folder, f"{split}{n}.png", 100 * k + n) for n in range(8)] for k, split in enumerate(("train", "val", "test"))
+    }
+    names["val"] += [copy(folder, "val-copy.jpg", "train5.png")]
+    names["test"] += [copy(folder, "test-copy.jpg", "train1.png"), copy(folder, "both.jpg", "train6.png")]
+    names["test_unseen"] = [photograph(folder, "unseen.png", 900), copy(folder, "unseen-copy.jpg", "train6.png")]
+    for split, images in names.items():
+        table(
+            folder,
+            f"{split}.jsonl",
+            [{"id": n, "image": name, "caption": name, "case": f"{split} {n // 2}"} for n, name in enumerate(images)],
+        )
+    return {split: f"{split}.jsonl" for split in names}
+
+
+def test_copies_across_splits_stop_the_run(tmp_path: Path) -> None:
+    tables = copied_splits(tmp_path)
+    error = fault(tmp_path, tmp_path / "run" / "quarantine.jsonl", tables=tables)
+    assert "3 pictures of train look like a picture of test or test_unseen or val" in error.given
+    assert "train1.png (train) ~ test-copy.jpg (test), misfit 0.0" in error.given
+    listed = [json.loads(line) for line in (tmp_path / "run" / "near_duplicates.jsonl").read_text().splitlines()]
+    assert {(item["image"], item["like_image"]) for item in listed} == {
+        ("train1.png", "test-copy.jpg"),
+        ("train5.png", "val-copy.jpg"),
+        ("train6.png", "both.jpg"),
+        ("train6.png", "unseen-copy.jpg"),
+    }
+    assert str(tmp_path / "run" / "near_duplicates.jsonl") in error.fix
+    assert "data.near_duplicates=move" in error.fix
+    (tmp_path / "same.png").write_bytes((tmp_path / "train0.png").read_bytes())
+    table(tmp_path, "test.jsonl", [{"image": "same.png", "caption": "c"}])
+    given = fault(tmp_path, tables=tables).given
+    assert "1 picture stands in more than one split: train0.png (train) = same.png (test); 2 pictures of train look like" in given
+
+
+def test_copies_are_moved_out_of_training_with_their_groups(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tables = copied_splits(tmp_path)
+    settings = {"columns": {"id": "id", "group": "case"}, "near_duplicates": "move"}
+    found = load(tmp_path, tmp_path / "quarantine.jsonl", tables=tables, **settings)
+    captions = {split: [sample.references[0] for sample in samples] for split, samples in found.splits.items()}
+    assert captions["train"] == ["train2.png", "train3.png"]
+    assert captions["val"] == ["train4.png", "train5.png", *(f"val{n}.png" for n in range(8)), "val-copy.jpg"]
+    assert captions["test"][:4] == ["train0.png", "train1.png", "train6.png", "train7.png"]
+    assert len(captions["test"]) == 14
+    assert captions["test_unseen"] == ["unseen.png", "unseen-copy.jpg"], "nothing is taken from a split that is evaluated on"
+    assert [sample.id for sample in found.splits["test"]][:5] == ["train/0", "train/1", "train/6", "train/7", "0"]
+    assert found.reasons == Counter()
+    assert [(item["image"], item["moved_to"]) for item in found.near_duplicates] == [
+        *((f"train{n}.png", "test") for n in (0, 1)),
+        *((f"train{n}.png", "val") for n in (4, 5)),
+        *((f"train{n}.png", "test") for n in (6, 7)),
+    ]
+    assert [json.loads(line) for line in (tmp_path / "near_duplicates.jsonl").read_text().splitlines()] == found.near_duplicates
+    assert "6 rows moved with their groups (4 from train to test, 2 from train to val)" in caplog.text
+    assert load(tmp_path, tables=tables, **settings).split_sha256 == found.split_sha256
+    rows = [{"id": n, "image": f"train{n}.png", "caption": "c", "case": "one"} for n in range(8)]
+    table(tmp_path, "train.jsonl", rows)
+    assert "nothing would be left of train" in fault(tmp_path, tables=tables, **settings).given
+    table(tmp_path, "train.jsonl", [{**row, "case": "test 0"} for row in rows])
+    assert "1 group stands in more than one split" in fault(tmp_path, tables=tables, **settings).given
+
+
+def test_equal_files_move_like_copies(tmp_path: Path) -> None:
+    tables = two_splits(tmp_path)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "train2.png").read_bytes())
+    table(tmp_path, "test.jsonl", [{"image": "copy.png", "caption": "c"}])
+    found = load(tmp_path, tables=tables, near_duplicates="move").splits
+    assert [sample.id for sample in found["train"]] == ["train-1", "train-2", "train-4"]
+    assert sorted(sample.id for sample in found["test"]) == ["test-1", "train-3"]
+
+
+def test_allowed_copies_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tables = copied_splits(tmp_path)
+    found = load(tmp_path, tables=tables, near_duplicates="allow")
+    assert len(found.splits["train"]) == 8
+    assert len(found.near_duplicates) == 4
+    assert "near_duplicates=allow: 3 pictures of train look like" in caplog.text
+
+
+def test_copies_are_not_looked_for_without_pixels_or_without_a_training_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tables = copied_splits(tmp_path)
+    with caplog.at_level("INFO"):
+        assert load(tmp_path, tables=tables, check="header").fingerprints == {}
+        assert load(tmp_path, tables={name: tables[name] for name in ("test", "test_unseen")})
+    assert caplog.text.count("not looked for: data.check=header") == 1
+
+
+def test_a_cut_keeps_copies_together(tmp_path: Path) -> None:
+    names = [photograph(tmp_path, f"{n}.png", n) for n in range(12)]
+    names += [copy(tmp_path, f"{n}.jpg", f"{n}.png") for n in range(12)]
+    split = {
+        "table": table(tmp_path, "all.jsonl", [{"image": name, "caption": name} for name in names]),
+        "fractions": {"train": 0.5, "test": 0.5},
+    }
+    found = load(tmp_path, split=split).splits
+    stems = [{sample.image.stem for sample in samples if sample.image} for samples in found.values()]
+    assert not stems[0] & stems[1]
+    assert len(found["train"]) == len(found["test"]) == 12
+    apart = load(tmp_path, split=split, near_duplicates="allow")
+    assert apart.near_duplicates

@@ -6,6 +6,7 @@ gives upright 8-bit RGB (or grey) pixels whatever the file holds. `to_pixels` is
 
 from __future__ import annotations
 
+import binascii
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from eyegraft.data.duplicates import LENGTH, fingerprint
 from eyegraft.errors import DataError
 from eyegraft.files import file_sha256
 from eyegraft.types import ImageSpec
@@ -63,6 +65,7 @@ class ImageFacts:
         width, height: pixels as the header says, before any EXIF rotation; 0 when not even the header could be read.
         reason: empty, or why the picture cannot be used: `missing file`, `unreadable image` or `image too large`.
         detail: the reason with its numbers, or what the decoder said.
+        fingerprint: what alike pictures are found by (see `data.duplicates`); empty when the pixels were not decoded.
     """
 
     sha256: str = ""
@@ -70,6 +73,7 @@ class ImageFacts:
     height: int = 0
     reason: str = ""
     detail: str = ""
+    fingerprint: bytes = field(default=b"", repr=False)
 
     @property
     def ok(self) -> bool:
@@ -85,6 +89,7 @@ def check_image(path: Path, max_pixels: int, decode: bool) -> ImageFacts:
         decode: False trusts the pixels behind a good header.
     """
     width = height = 0
+    looks = b""
     try:
         if not path.is_file():
             return ImageFacts(reason=MISSING, detail="not a regular file" if path.exists() else "no such file")
@@ -94,13 +99,13 @@ def check_image(path: Path, max_pixels: int, decode: bool) -> ImageFacts:
                 detail = f"{width} x {height} = {width * height:,} pixels, more than data.max_pixels = {max_pixels:,}"
                 return ImageFacts("", width, height, TOO_LARGE, detail)
             if decode:
-                _as_mode(image, 3)
+                looks = fingerprint(_as_mode(image, 3))
         sha256 = file_sha256(path)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return ImageFacts("", width, height, TOO_LARGE, f"refused by Pillow: {error}")
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, KeyError …
         return ImageFacts("", width, height, UNREADABLE, _in_words(path, error))
-    return ImageFacts(sha256, width, height)
+    return ImageFacts(sha256, width, height, fingerprint=looks)
 
 
 def open_image(path: Path, channels: int = 3, target: tuple[int, int] | None = None) -> Image.Image:
@@ -264,7 +269,8 @@ def check_images(
         for number, (path, (facts, key)) in enumerate(zip(wanted, pool.map(one, wanted), strict=True), 1):
             found[path] = facts
             if remembers and file is not None and facts.ok and key is not None and time.time_ns() - key[2] > _SETTLED_NS:
-                line = json.dumps([*key, decode, facts.sha256, facts.width, facts.height])
+                looks = binascii.b2a_base64(facts.fingerprint, newline=False).decode()
+                line = json.dumps([*key, decode, facts.sha256, facts.width, facts.height, looks])
                 remembers = _written(file, line.encode() + b"\n")
             if progress is not None:
                 progress(number, len(wanted))
@@ -280,7 +286,7 @@ def _key(path: Path) -> _Key:
 
 
 def _recalled(memory: Path) -> dict[tuple[_Key, bool], ImageFacts]:
-    """What earlier checks wrote; a torn or foreign line is passed over, its picture is simply checked again."""
+    """What earlier checks wrote; torn, foreign and old lines (without fingerprint) are passed over, their pictures checked again."""
     known: dict[tuple[_Key, bool], ImageFacts] = {}
     try:
         lines = memory.read_bytes().split(b"\n")
@@ -288,11 +294,13 @@ def _recalled(memory: Path) -> dict[tuple[_Key, bool], ImageFacts]:
         return known
     for line in lines:
         try:
-            path, size, mtime_ns, decoded, sha256, width, height = json.loads(line)
+            path, size, mtime_ns, decoded, sha256, width, height, looks = json.loads(line)
+            seen = binascii.a2b_base64(looks)
         except (ValueError, TypeError):
             continue
-        if isinstance(sha256, str) and len(sha256) == 64 and isinstance(width, int) and isinstance(height, int):
-            known[(path, size, mtime_ns), bool(decoded)] = ImageFacts(sha256, width, height)
+        sound = isinstance(sha256, str) and len(sha256) == 64 and isinstance(width, int) and isinstance(height, int)
+        if sound and len(seen) == (LENGTH if decoded else 0):
+            known[(path, size, mtime_ns), bool(decoded)] = ImageFacts(sha256, width, height, fingerprint=seen)
     return known
 
 

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from eyegraft.config import Columns, Data, Split
 from eyegraft.data.images import MISSING, Progress, check_images
+from eyegraft.data.leaks import (
+    ALIKE_FILE,
+    TRAINING,
+    Alike,
+    alike_hashes,
+    alike_rows,
+    in_words,
+    joined,
+    move_alike,
+    records,
+    stop_at_leaks,
+    write_records,
+)
 from eyegraft.data.tables import read_table, store_image
 from eyegraft.errors import DataError, nearest, shown
-from eyegraft.files import write_atomically
 from eyegraft.pretrained import cache_dir
 from eyegraft.types import Sample
 
+log = logging.getLogger(__name__)
 OUTSIDE = "outside the base folder"
 EMPTY_TEXT = "empty text"
 BROKEN_TEXT = "broken text"
 NO_INPUT = "no input"
 EMPTY_ID = "empty id"
 DUPLICATE_ID = "duplicate id"
-_TRAINING_SPLITS = frozenset({"train", "val"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,8 @@ class PreparedData:
         num_rows: split -> rows read, usable or not.
         reasons: how many rows were quarantined for which reason.
         quarantined: {"split", "row" (1 is the first data row), "id", "image", "reason", "detail"} for each row that is not used.
+        near_duplicates: pictures of `train` and `val` that look like one of another split, and were moved or allowed (see `data.leaks`).
+        fingerprints: SHA-256 of a picture -> what alike pictures are found by; empty where no pixels were decoded.
     """
 
     splits: dict[str, list[Sample]]
@@ -48,11 +63,13 @@ class PreparedData:
     num_rows: dict[str, int]
     reasons: Counter[str]
     quarantined: list[dict[str, Any]]
+    near_duplicates: list[dict[str, Any]] = field(default_factory=list)
+    fingerprints: dict[str, bytes] = field(default_factory=dict, repr=False)
 
 
 @dataclass
-class _Row:
-    """One row on its way to a sample. A reason keeps it out."""
+class Row:
+    """One row on its way to a sample. A reason keeps it out. `number` is its place in its table, from 1."""
 
     number: int
     image: str
@@ -89,12 +106,14 @@ def load_samples(
     Args:
         data: the `data` section of a recipe.
         root: folder that a relative `data.base_dir` is relative to; None is the working directory.
-        quarantine_file: JSON-lines file for the rows that are not used; written whole or not at all, empty when all are used.
+        quarantine_file: JSON-lines file for the rows that are not used; written whole or not at all, empty when all are used. Pictures
+            that look alike across splits are listed in `near_duplicates.jsonl` beside it.
         progress: called as (done, total) while pictures are checked.
 
     Raises:
-        DataError: a table or column is missing, a split is empty, more than `max_bad_fraction` of the rows cannot be used, or a group or a
-            byte-identical picture of `train` or `val` stands in another split too.
+        DataError: a table or column is missing, a split is empty, more than `max_bad_fraction` of the rows cannot be used, a group or a
+            byte-identical picture of `train` or `val` stands in another split too, or, unless `data.near_duplicates` says otherwise, a
+            picture that looks like one of another split.
     """
     base = _base_dir(data.base_dir, root)
     rows, table_sha256 = _read(data, base)
@@ -107,16 +126,19 @@ def load_samples(
             row.sha256 = facts.sha256
             if facts.reason:
                 row.refuse(facts.reason, row.detail if row.detail and facts.reason == MISSING else facts.detail)
+    looks = {facts.sha256: facts.fingerprint for facts in checked.values() if facts.fingerprint and data.check == "decode"}
     if data.split is not None:
-        names = _cut(rows, data.split, base)
+        names = _cut(rows, data.split, base, alike_hashes(looks) if data.near_duplicates != "allow" else ())
         table_sha256 = dict.fromkeys(names, table_sha256[data.split.table])
     else:
         names = list(data.tables)
+    alike, listed = _look_for_copies(rows, names, data, looks, quarantine_file)
     merge = {name: data.merge_references and name != "train" for name in names}
     splits = {name: _samples([row for row in rows if row.split == name], merge[name]) for name in names}
     quarantined = _quarantine(rows, quarantine_file)
     _stop_if_too_bad(rows, splits, data.max_bad_fraction, quarantine_file)
-    _stop_at_leaks([row for row in rows if not row.reason])
+    file = quarantine_file.with_name(ALIKE_FILE) if quarantine_file is not None else None
+    stop_at_leaks([row for row in rows if not row.reason], alike, file)
     return PreparedData(
         splits=splits,
         table_sha256=table_sha256,
@@ -124,6 +146,8 @@ def load_samples(
         num_rows={name: sum(row.split == name for row in rows) for name in names},
         reasons=Counter(row.reason for row in rows if row.reason),
         quarantined=quarantined,
+        near_duplicates=listed,
+        fingerprints=looks,
     )
 
 
@@ -143,10 +167,10 @@ def _names_in(folder: Path) -> list[str]:
     return [item.name for item in folder.iterdir()] if folder.is_dir() else []
 
 
-def _read(data: Data, base: Path) -> tuple[list[_Row], dict[str, str]]:
+def _read(data: Data, base: Path) -> tuple[list[Row], dict[str, str]]:
     """Rows of all tables, and hash by split (by table's name where one table is yet to be cut)."""
     tables = data.tables if data.split is None else {data.split.table: data.split.table}
-    rows: list[_Row] = []
+    rows: list[Row] = []
     hashes: dict[str, str] = {}
     for split, place in tables.items():
         raw, hashes[split] = read_table(place, base)
@@ -171,11 +195,11 @@ def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns:
         raise DataError(f"table {place}: {given}", f"columns among: {', '.join(there)}", fix)
 
 
-def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only: bool) -> _Row:
+def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only: bool) -> Row:
     columns, cell = data.columns, values.get(data.columns.image)
     image = str(store_image(cell)) if isinstance(cell, bytes) else _text(cell)
     path, reason, detail = (None, "", "") if data.image_optional and not image else _image_path(image, base)
-    row = _Row(
+    row = Row(
         number=number,
         image=image,
         path=path,
@@ -241,14 +265,42 @@ def _image_path(text: str, base: Path) -> tuple[Path, str, str]:
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _cut(rows: Sequence[_Row], split: Split, base: Path) -> list[str]:
+def _look_for_copies(
+    rows: Sequence[Row], names: Sequence[str], data: Data, looks: dict[str, bytes], quarantine_file: Path | None
+) -> tuple[list[Alike], list[dict[str, Any]]]:
+    """What the run must stop at, and what is only told. Moves rows where `data.near_duplicates` says so."""
+    if not set(TRAINING) & set(names) or len(names) < 2:
+        return [], []
+    if data.check != "decode":
+        if data.near_duplicates != "allow":
+            log.info("pictures that look alike across splits are not looked for: data.check=%s decodes none", data.check)
+        return [], []
+    alike = alike_rows([row for row in rows if not row.reason], looks)
+    listed = records(alike)
+    if data.near_duplicates == "move":
+        stop_at_leaks([replace(row, sha256="") for row in rows if not row.reason])  # a group that crosses splits is no picture's fault
+        listed = move_alike(rows, names, alike)
+        if listed:
+            ways = Counter((item["split"], item["moved_to"]) for item in listed)
+            counts = ", ".join(f"{count} from {start} to {end}" for (start, end), count in sorted(ways.items()))
+            log.warning("data.near_duplicates=move: %d rows moved with their groups (%s), because copies cross splits", len(listed), counts)
+    elif data.near_duplicates == "allow" and alike:
+        log.warning("data.near_duplicates=allow: %s; results may be too good", in_words(alike))
+    if quarantine_file is not None:
+        write_records(quarantine_file.with_name(ALIKE_FILE), listed)
+    return (alike, []) if data.near_duplicates == "refuse" else ([], listed)
+
+
+def _cut(rows: Sequence[Row], split: Split, base: Path, alike: Iterable[tuple[str, str]] = ()) -> list[str]:
     """Give every row its split: groups in the order of a seeded hash of their names, cut where the row shares say.
 
-    Groups that share a byte-identical picture are cut as one, else the cut itself would leak. Every split gets at least one group.
+    Groups that share a byte-identical picture, or one that looks alike (pairs of hashes), are cut as one, else the cut itself would leak.
+    Every split gets at least one group.
     """
     names = [name for name, fraction in split.fractions.items() if fraction > 0]
     groups = [row.group or (f"\0{row.text}" if row.path is None else _portable(row.path, base)) for row in rows]
-    first_of = _joined(zip(groups, (row.sha256 for row in rows), strict=True))
+    same = joined(pair for couple in alike for pair in ((name, "\0".join(couple)) for name in couple))
+    first_of = joined((group, same.get(row.sha256, row.sha256)) for group, row in zip(groups, rows, strict=True))
     units = [first_of[group] for group in groups]
     sizes = Counter(units)
     if len(sizes) < len(names):
@@ -272,34 +324,15 @@ def _cut(rows: Sequence[_Row], split: Split, base: Path) -> list[str]:
     return names
 
 
-def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Group -> the first name among all groups that it is linked to by a picture's hash (union-find)."""
-    parent: dict[str, str] = {}
-
-    def top(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    holder: dict[str, str] = {}
-    for group, sha256 in pairs:
-        parent.setdefault(group, group)
-        if sha256:
-            low, high = sorted((top(group), top(holder.setdefault(sha256, group))))
-            parent[high] = low
-    return {group: top(group) for group in parent}
-
-
 def _portable(path: Path, base: Path) -> str:
     """A picture's name that is the same on every machine, where there is one."""
     folder = next((folder for folder in (base, cache_dir()) if path.is_relative_to(folder)), None)
     return unicodedata.normalize("NFC", (path.relative_to(folder) if folder else path).as_posix())
 
 
-def _samples(rows: Sequence[_Row], merge: bool) -> list[Sample]:
+def _samples(rows: Sequence[Row], merge: bool) -> list[Sample]:
     """The samples of one split; refuses rows whose id is taken."""
-    gathered: dict[object, list[_Row]] = defaultdict(list)
+    gathered: dict[object, list[Row]] = defaultdict(list)
     for row in rows:
         if not row.reason:
             together = merge and row.references
@@ -341,18 +374,18 @@ def _split_sha256(samples: Iterable[Sample]) -> str:
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _quarantine(rows: Iterable[_Row], file: Path | None) -> list[dict[str, Any]]:
+def _quarantine(rows: Iterable[Row], file: Path | None) -> list[dict[str, Any]]:
     bad = [
         {"split": row.split, "row": row.number, "id": row.name, "image": row.image, "reason": row.reason, "detail": row.detail}
         for row in rows
         if row.reason
     ]
     if file is not None:
-        write_atomically(file, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in bad).encode("utf-8", "backslashreplace"))
+        write_records(file, bad)
     return bad
 
 
-def _stop_if_too_bad(rows: Sequence[_Row], splits: dict[str, list[Sample]], allowed: float, file: Path | None) -> None:
+def _stop_if_too_bad(rows: Sequence[Row], splits: dict[str, list[Sample]], allowed: float, file: Path | None) -> None:
     bad = [row for row in rows if row.reason]
     counts = Counter(row.reason for row in bad)
     empty = [name for name, samples in splits.items() if not samples]
@@ -370,28 +403,3 @@ def _stop_if_too_bad(rows: Sequence[_Row], splits: dict[str, list[Sample]], allo
         raise DataError(given, "at least one sample in every split", f"{mend}, or remove the split")
     given = f"{len(bad)} of {len(rows)} rows ({len(bad) / len(rows):.1%}) cannot be used: {by_reason}{first}"
     raise DataError(given, f"at most data.max_bad_fraction = {allowed:.1%}", f"{mend}, or raise data.max_bad_fraction to leave them out")
-
-
-def _stop_at_leaks(rows: Sequence[_Row]) -> None:
-    """Compare groups and pictures across splits. Two splits that are only evaluated on may share."""
-    faults = []
-    for what, shared in (
-        ("group", _shared((row.group, row.split, row.group) for row in rows if row.group is not None)),
-        ("picture", _shared((row.sha256, row.split, row.image) for row in rows if row.sha256)),
-    ):
-        if shared:
-            plural = f"{what}s stand" if len(shared) > 1 else f"{what} stands"
-            faults.append(f"{len(shared)} {plural} in more than one split: {shown(shared)}")
-    if faults:
-        expected = "train and val that share no group and no byte-identical picture with another split"
-        fix = "move all rows of each to one split, or give the one table as data.split, which cuts it by group"
-        raise DataError("leak between splits: " + "; ".join(faults), expected, fix)
-
-
-def _shared(items: Iterable[tuple[str, str, str]]) -> list[str]:
-    """`name (train) = name (test)` for every key that stands in a training split and in another one; items are (key, split, name)."""
-    places: dict[str, dict[str, str]] = defaultdict(dict)
-    for key, split, name in items:
-        places[key].setdefault(split, name)
-    leaks = [found for found in places.values() if len(found) > 1 and _TRAINING_SPLITS & set(found)]
-    return [" = ".join(f"{name} ({split})" for split, name in found.items()) for found in leaks]
