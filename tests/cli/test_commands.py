@@ -118,7 +118,7 @@ def test_sweep_over_korean_texts(root: Path, tmp_path: Path) -> None:
     words = ("recipe=tiny", "run_stages=[warm]", "stages.warm.epochs=1", "tasks.caption.prompt=모양은,색은", "-m")
     done = tiny_run("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    recipes = [yaml.safe_load((tmp_path / line / "recipe.yaml").read_text(encoding="utf-8")) for line in done.stdout.split()]
+    recipes = [yaml.safe_load((tmp_path / line / "recipe.yaml").read_text(encoding="utf-8")) for line in done.stdout.split("\n\n")[0].split()]
     assert [recipe["tasks"]["caption"]["prompt"] for recipe in recipes] == ["모양은", "색은"]
 
 
@@ -163,7 +163,7 @@ def test_sweep_runs_each_combination(root: Path, tmp_path: Path) -> None:
     words = ("recipe=tiny", "run_stages=[warm]", "stages.warm.epochs=1", "seed=1,2", "connector=mlp,prefix", "-m")
     done = tiny_run("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    runs = [tmp_path / line for line in done.stdout.split()]
+    runs = [tmp_path / line for line in done.stdout.split("\n\n")[0].split()]  # the table of all runs follows
     assert len(set(runs)) == 4
     recipes = [yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")) for run in runs]
     assert {(recipe["seed"], recipe["connector"]["kind"]) for recipe in recipes} == {(1, "mlp"), (1, "prefix"), (2, "mlp"), (2, "prefix")}

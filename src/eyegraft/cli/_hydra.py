@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
 
+from eyegraft.cli._multirun import Outcome, attempt, conclude
 from eyegraft.composition import hydra_overrides, register_defaults, stop_at_hydra_settings, stop_at_unknown_recipe, to_plain, validate
 from eyegraft.errors import EyegraftError, RecipeError
 
 _options: dict[str, Any] = {}
+_outcomes: list[Outcome] = []
+"""Of a sweep's jobs so far."""
+_hashes: dict[str, dict[str, str]] = {}
+"""Of the data that they read (see `train_or_reuse`)."""
 
 
 def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: bool) -> None:
@@ -33,7 +39,11 @@ def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: b
     if debug:
         os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["eyegraft train", *_interleaved(flags, after), *overrides]
+    _outcomes.clear()
+    _hashes.clear()
     _job()
+    if _outcomes and (code := conclude(_outcomes)):
+        raise SystemExit(code)
 
 
 def _interleaved(flags: Sequence[str], values: Sequence[str]) -> list[str]:
@@ -48,13 +58,29 @@ def _interleaved(flags: Sequence[str], values: Sequence[str]) -> list[str]:
 
 @hydra.main(version_base="1.3", config_path="pkg://eyegraft.conf", config_name="config")  # type: ignore[untyped-decorator]  # Hydra is not typed
 def _job(composed: Any) -> None:
-    from eyegraft.training import train
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
+    setting = HydraConfig.get()
+    if setting.mode == RunMode.MULTIRUN:
+        reuse = not _options["fresh"] and _options["resume"] is None
+        _outcomes.append(attempt(setting.overrides.task, lambda: _train(composed, reuse=reuse), debug=_options["debug"]))
+        return
     try:
-        run = train(validate(to_plain(composed)), resume=_options["resume"], fresh=_options["fresh"])
+        _train(composed, reuse=False)
     except EyegraftError as error:
         if _options["debug"]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
-    print(run)
+
+
+def _train(composed: Any, *, reuse: bool) -> Path:
+    """Train one recipe and print its run; with `reuse`, one that is finished already is taken as it is."""
+    from eyegraft.training import train
+    from eyegraft.training.sweep import train_or_reuse
+
+    recipe = validate(to_plain(composed))
+    run = train_or_reuse(recipe, _hashes) if reuse else train(recipe, resume=_options["resume"], fresh=_options["fresh"])
+    print(run, flush=True)
+    return run

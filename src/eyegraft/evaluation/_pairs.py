@@ -1,0 +1,92 @@
+"""Two runs on the same samples: the difference of a metric and its interval."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eyegraft.errors import EyegraftError
+from eyegraft.metrics._bootstrap import paired_interval, paired_statistic_interval
+from eyegraft.types import Sample
+
+Rows = Mapping[str, Mapping[str, Any]]
+"""Sample id -> its line of `<split>.samples.jsonl`."""
+
+
+class Pairs:
+    """Holds other runs against one, on one metric.
+
+    Attributes:
+        why: why the last difference has no interval; empty where it has one.
+    """
+
+    def __init__(self, folder: Path, result: Mapping[str, Any], metric: str) -> None:
+        self._folder, self._result, self._metric = folder, result, metric
+        self._rows = _rows(folder, result)
+        self.why = ""
+
+    def difference(self, folder: Path, result: Mapping[str, Any]) -> tuple[float, float, float]:
+        """(other run - this one, low, high); low and high are NaN where they are not known."""
+        self.why = ""
+        theirs, here = _rows(folder, result), self._rows
+        if not here or theirs.keys() != here.keys():
+            return self._without("the runs have no answers to the same samples", result)
+        settings = self._result.get("num_resamples", 2000), self._result.get("seed", 0), [row.get("group") for row in here.values()]
+        a, b = _scores([theirs[id_] for id_ in here], self._metric), _scores(list(here.values()), self._metric)
+        if a is not None and b is not None:
+            return paired_interval(a, b, *settings)
+        mine = _statistic(self._folder, self._result, here, self._metric)
+        other = _statistic(folder, result, {id_: theirs[id_] for id_ in here}, self._metric)
+        if mine is None or other is None:
+            return self._without("no per-sample score", result)
+        value, low, high = paired_statistic_interval(other, mine, len(here), *settings)
+        if math.isfinite(value) and not math.isfinite(low):
+            self.why = "too few resamples define it"
+        return value, low, high
+
+    def _without(self, why: str, result: Mapping[str, Any]) -> tuple[float, float, float]:
+        self.why = why
+        values = [found["systems"]["model"][self._metric]["value"] for found in (result, self._result)]
+        return (math.nan if None in values else values[0] - values[1]), math.nan, math.nan
+
+
+def _rows(folder: Path, result: Mapping[str, Any]) -> Rows:
+    file = folder / "evaluation" / str(result.get("samples", ""))
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8") as stream:  # str.splitlines also cuts at U+2028, which JSON leaves as it is
+        rows = [json.loads(line) for line in stream]
+    return {row["id"]: row for row in rows}
+
+
+def _scores(rows: list[Mapping[str, Any]], metric: str) -> list[float] | None:
+    """One score a sample, where the metric is a mean over samples."""
+    scores = [row["scores"].get(metric) for row in rows]
+    return None if any(score is None or not math.isfinite(score) for score in scores) else scores
+
+
+def _statistic(folder: Path, result: Mapping[str, Any], rows: Rows, metric: str) -> Callable[[NDArray[np.int64]], float] | None:
+    """A metric that is no mean over samples, from the answers that were written down: the task scores them again.
+
+    None where the task has no such statistic, or a package that it comes from is not at hand.
+    """
+    from eyegraft.registry import configured
+    from eyegraft.training.runs import read_run
+
+    try:
+        run = read_run(folder)
+        module, config = configured("tasks", run.recipe.tasks[result["task"]])
+        task = module.build(result["task"], config)
+        task.decision = run.facts["stages"].get(result["checkpoint"]["stage"], {}).get("decision") or {}
+        samples = [Sample(id=id_, image=None, references=tuple(row["references"])) for id_, row in rows.items()]
+        scored = task.score([row["answers"]["model"] for row in rows.values()], samples)
+    except (EyegraftError, KeyError):
+        return None
+    found: Callable[[NDArray[np.int64]], float] | None = scored.statistics.get(metric)
+    return found
