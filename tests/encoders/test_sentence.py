@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from torch.nn.functional import normalize
 
 import tiny
@@ -184,14 +185,30 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ({"model_type": "bertt"}, "bertt"),
-        ({"hidden_size": 32}, "architecture"),
+        ({"model_type": "bertt"}, "transformers has no 'bertt'"),
+        ({"model_type": "bert", "hidden_sise": 32}, "bert has no hidden_sise"),
+        ({"model_type": "bert", "hidden_size": 24, "num_attention_heads": 5, "num_hidden_layers": 1}, "not a multiple"),
         ({"model_type": "bert", "hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 99}, "vocab_size 99"),
+        ({"model_type": "vit", "hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1}, "ViTModel is no encoder of words"),
+        ({"model_type": "t5", "d_model": 24, "num_layers": 1, "vocab_size": 300}, "T5Model is no encoder of words"),
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_refused(architecture: dict[str, Any], message: str) -> None:
-    with pytest.raises(PartError, match=message):
+    with pytest.raises(PartError, match=rf"text_encoder\.architecture.*{message}"):
         build(Config(model="nowhere", pretrained=False, architecture=architecture))
+
+
+def test_an_architecture_needs_its_type() -> None:
+    with pytest.raises(ValidationError, match="model_type"):
+        Config(model="nowhere", architecture={"hidden_size": 32})
+
+
+def test_weights_of_another_architecture_are_refused(folders: Any) -> None:
+    given = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2}
+    assert build(Config(model=folders.text("bert"), architecture=given)).token_dim == 32
+    with pytest.raises(PartError, match=r"text_encoder\.model: .* has num_hidden_layers 2") as caught:
+        build(Config(model=folders.text("bert"), architecture={**given, "num_hidden_layers": 3}))
+    assert caught.value.fix.endswith("text_encoder.architecture=null")
 
 
 def test_an_unreachable_name_says_what_to_do() -> None:

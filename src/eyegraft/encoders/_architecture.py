@@ -30,8 +30,11 @@ def unreported() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def configuration(architecture: Mapping[str, Any]) -> Any:
+def configuration(architecture: Mapping[str, Any], part: str = "vision_encoder") -> Any:
     """The configuration object of transformers behind the content of a `config.json`. Only model types that transformers itself knows.
+
+    Args:
+        part: the recipe's name of what is built, for messages.
 
     Raises:
         PartError: an unknown model type or key, or a value of the wrong type. transformers would take a misspelt key without a word.
@@ -42,8 +45,8 @@ def configuration(architecture: Mapping[str, Any]) -> Any:
     kind = given.pop("model_type")
     if kind not in CONFIG_MAPPING:
         raise PartError(
-            f"vision_encoder.architecture.model_type: transformers has no {kind!r}",
-            "a model type such as siglip, siglip2, clip, dinov2, vit or resnet",
+            f"{part}.architecture.model_type: transformers has no {kind!r}",
+            "a model type such as siglip, siglip2, clip, dinov2, vit, resnet, bert or xlm-roberta",
             nearest(str(kind), list(CONFIG_MAPPING.keys())) or "code in a model's folder is never run",
         )
     try:
@@ -51,7 +54,7 @@ def configuration(architecture: Mapping[str, Any]) -> Any:
             config, known = AutoConfig.for_model(kind, **given), CONFIG_MAPPING[kind]()
     except Exception as error:  # transformers' own checks raise types of their own
         raise PartError(
-            f"vision_encoder.architecture: {' '.join(str(error).split())}", f"the content of a config.json of model type {kind}"
+            f"{part}.architecture: {' '.join(str(error).split())}", f"the content of a config.json of model type {kind}"
         ) from error
     unknown = [key for key in given if not hasattr(known, key)]
     if isinstance(given.get("vision_config"), Mapping):
@@ -59,14 +62,14 @@ def configuration(architecture: Mapping[str, Any]) -> Any:
     if unknown:
         names = [*known.to_dict(), *(f"vision_config.{key}" for key in eye_of(known).to_dict())]
         raise PartError(
-            f"vision_encoder.architecture: {kind} has no {shown(unknown)}",
+            f"{part}.architecture: {kind} has no {shown(unknown)}",
             "keys that transformers knows of this model type",
             nearest(unknown[0], names) or "take them out",
         )
     return config
 
 
-def refuse_other(fetched: Any, wanted: Any, model: str) -> None:
+def refuse_other(fetched: Any, wanted: Any, model: str, part: str = "vision_encoder") -> None:
     """The weights behind a name are those of the shipped architecture.
 
     Args:
@@ -79,10 +82,10 @@ def refuse_other(fetched: Any, wanted: Any, model: str) -> None:
     differing = [key for key in _COMPARED if _listed(there[key]) != _listed(here[key])]
     if differing:
         raise PartError(
-            f"vision_encoder.model: {model!r} has {', '.join(f'{key} {there[key]}' for key in differing)}",
-            f"{', '.join(f'{key} {here[key]}' for key in differing)}, as vision_encoder.architecture says",
-            "name weights of that architecture, or take the model as it is: "
-            "vision_encoder.architecture=null vision_encoder.preprocessor=null",
+            f"{part}.model: {model!r} has {', '.join(f'{key} {there[key]}' for key in differing)}",
+            f"{', '.join(f'{key} {here[key]}' for key in differing)}, as {part}.architecture says",
+            f"name weights of that architecture, or take the model as it is: {part}.architecture=null"
+            f"{' vision_encoder.preprocessor=null' if part == 'vision_encoder' else ''}",
         )
 
 

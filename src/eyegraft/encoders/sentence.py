@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from eyegraft.config import Strict
+from eyegraft.encoders._architecture import configuration, refuse_other, unreported
 from eyegraft.errors import PartError, shown
 from eyegraft.pretrained import drop_unused, ready, resolve, stack_of
 from eyegraft.types import TextSpec, Tokens
@@ -23,7 +24,8 @@ class Config(Strict):
     model: `packaged:NAME`, a hub name, or a folder in the hub's layout (`config.json`, `tokenizer.json`, `model.safetensors`).
     revision: branch, tag or commit on the hub.
     pretrained: False gives random weights of the same architecture.
-    architecture: what `config.json` holds, `model_type` among it. With it, random weights need no file at all.
+    architecture: the content of the model's `config.json`. With it nothing is read for random weights (words are then read byte by byte),
+        and weights of another kind, width or depth are refused.
     pooling: how the states become what is handed on. `mean` of the real tokens; `cls`, the state of the first; `pooler`, that state through
         the model's own dense layer and tanh; `tokens`, every state as a token.
     normalize: whether each vector is scaled to length 1.
@@ -39,6 +41,12 @@ class Config(Strict):
     normalize: bool = True
     prefix: str = ""
     max_tokens: Annotated[int, Field(ge=3)] | None = None
+
+    @model_validator(mode="after")
+    def _of_a_kind(self) -> Config:
+        if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
+            raise ValueError("`architecture` needs the `model_type` of the model's config.json")
+        return self
 
 
 class SentenceEncoder(nn.Module):
@@ -95,8 +103,9 @@ def _to_length_one(values: Tensor) -> Tensor:
 
 def build(config: Config) -> SentenceEncoder:
     ready()
-    without_files = config.architecture is not None and not config.pretrained
-    backbone, tokenizer, not_found = _random(config.architecture or {}) if without_files else _loaded(config)
+    wanted = None if config.architecture is None else configuration(config.architecture, "text_encoder")
+    without_files = wanted is not None and not config.pretrained
+    backbone, tokenizer, not_found = _random(wanted) if without_files else _loaded(config, wanted)
     limit = _num_positions(backbone)
     max_tokens = config.max_tokens or min(tokenizer.model_max_length, limit)
     if max_tokens > limit:
@@ -130,19 +139,24 @@ def build(config: Config) -> SentenceEncoder:
     return encoder
 
 
-def _loaded(config: Config) -> tuple[Any, Any, set[str]]:
+def _loaded(config: Config, wanted: Any) -> tuple[Any, Any, set[str]]:
     """Backbone, tokenizer, and the names of the tensors that the weights lack."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     name = resolve(config.model)
     hub: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
     try:
+        architecture = AutoConfig.from_pretrained(name, **hub)
+        if wanted is not None:
+            refuse_other(architecture, wanted, config.model, "text_encoder")
         tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         if config.pretrained:
-            backbone, report = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **hub)
+            with unreported():  # what is missing is refused below
+                backbone, report = AutoModel.from_pretrained(
+                    name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **hub
+                )
             not_found = set(report["missing_keys"])
         else:
-            architecture = AutoConfig.from_pretrained(name, **hub)
             backbone, not_found = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False), set()
     except (OSError, ValueError) as error:
         raise PartError(
@@ -151,6 +165,7 @@ def _loaded(config: Config) -> tuple[Any, Any, set[str]]:
             "check the name; offline, download the folder elsewhere and give its path, or take text_encoder=minilm; "
             "convert pickled weights (*.bin) to safetensors; code in a model's folder is never run",
         ) from error
+    _refuse_other_kinds(backbone, "text_encoder.model")
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise PartError(
             f"text_encoder.model: {config.model!r} has no tokenizer.json with a padding token",
@@ -160,21 +175,24 @@ def _loaded(config: Config) -> tuple[Any, Any, set[str]]:
     return backbone, tokenizer, not_found
 
 
-def _random(architecture: Mapping[str, Any]) -> tuple[Any, Any, set[str]]:
+def _random(architecture: Any) -> tuple[Any, Any, set[str]]:
     """Random weights from the recipe alone."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    facts = dict(architecture)
     try:
-        model_config = AutoConfig.for_model(facts.pop("model_type", ""), **facts)
-        backbone = AutoModel.from_config(model_config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, TypeError) as error:
+        backbone = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False)
+    except ValueError as error:  # heads that do not divide the width, a type that is no encoder
         raise PartError(
-            f"text_encoder.architecture: {str(error).splitlines()[0]}",
-            "what the model's config.json holds, with its model_type",
-            "copy it from there",
+            f"text_encoder.architecture: {str(error).splitlines()[0]}", "an architecture that transformers can build"
         ) from error
-    return backbone, _byte_tokenizer(model_config.pad_token_id or 0, model_config.vocab_size), set()
+    _refuse_other_kinds(backbone, "text_encoder.architecture")
+    return backbone, _byte_tokenizer(architecture.pad_token_id or 0, architecture.vocab_size), set()
+
+
+def _refuse_other_kinds(backbone: Any, place: str) -> None:
+    config = backbone.config
+    if backbone.main_input_name != "input_ids" or config.is_encoder_decoder or not hasattr(config, "hidden_size"):
+        raise PartError(f"{place}: {type(backbone).__name__} is no encoder of words", "one such as BertModel or XLMRobertaModel")
 
 
 def _num_positions(backbone: Any) -> int:
