@@ -221,3 +221,28 @@ def test_what_a_forward_leaves_aside_is_taken_out() -> None:
     assert all(parameter.grad is not None for parameter in toy.parameters())
     drop_unused(toy, lambda: toy(values)[0])
     assert {name for name, _ in toy.named_parameters()} == names
+
+
+def test_what_is_used_is_found_without_the_weights() -> None:
+    """On the meta device, where a large model takes no time; every tensor is back in its place afterwards, tied ones still one."""
+    toy = Toy()
+    toy.layers[2].weight = toy.layers[0].weight
+    before = dict(toy.named_parameters(remove_duplicate=False))
+    devices = []
+
+    def forward() -> torch.Tensor:
+        values = toy(torch.zeros(1, 4))[0]
+        devices.append(values.device.type)
+        return values
+
+    drop_unused(toy, forward)
+    assert devices == ["meta"]
+    after = dict(toy.named_parameters(remove_duplicate=False))
+    assert {name for name in before if name.split(".")[0] in ("stem", "layers", "norm")} == set(after)
+    assert all(parameter is before[name] for name, parameter in after.items())
+
+
+def test_a_model_that_reads_values_runs_with_its_weights() -> None:
+    toy = Toy()
+    drop_unused(toy, lambda: toy(torch.zeros(1, 4))[0] * (1 if toy.norm.weight.sum() > 0 else 2))
+    assert {name.split(".")[0] for name, _ in toy.named_parameters()} == {"stem", "layers", "norm"}
