@@ -272,6 +272,24 @@ def test_half_a_character_is_no_text(tmp_path: Path) -> None:
     assert "no usable row is left: 1 missing file" in error.given
 
 
+def test_paths_of_another_machine_say_where_the_files_are(tmp_path: Path) -> None:
+    """The table of advertisements as it is usually handed over: Korean, CP949, absolute paths of the machine that it was written on."""
+    picture(tmp_path, "images/a.png")
+    rows = ["/gone/images/a.png,True,특가", "D:\\gone\\images\\a.png,False,", "/gone/b.png,0,세일", "images\\a.png,1,무료"]
+    (tmp_path / "t.csv").write_bytes("\n".join(["local_image_path,label,text_info", *rows]).encode("cp949"))
+    columns = {"image": "local_image_path", "references": "label", "text": "text_info"}
+    found = load(tmp_path, tables={"train": "t.csv"}, columns=columns, max_bad_fraction=0.9)
+    assert [(sample.references, sample.text) for sample in found.splits["train"]] == [(("1",), "무료")]
+    details = [item["detail"] for item in found.quarantined]
+    there = f"but {tmp_path / 'images' / 'a.png'} exists: write 'images/a.png', relative to data.base_dir"
+    assert details[0] == f"no folder {Path('/gone')}; {there}"
+    assert "a path of another machine" in details[1]
+    assert there in details[1]
+    assert details[2] == f"no folder {Path('/gone')}"
+    error = fault(tmp_path, tables={"train": "t.csv"}, columns=columns)
+    assert f"set data.base_dir, which is {tmp_path}" in error.fix
+
+
 def test_an_absolute_path_may_lead_anywhere(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     picture(tmp_path, "a.png")

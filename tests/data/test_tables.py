@@ -59,9 +59,10 @@ def test_csv_is_text_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949", "two marks"])
 def test_korean_in_every_usual_encoding(tmp_path: Path, encoding: str, ending: str, caplog: pytest.LogCaptureFixture) -> None:
-    write(tmp_path / "t.csv", ending.join(["이미지,설명", "가.png,파란 하늘과 뭉게구름", ""]).encode(encoding))
+    text = ending.join(["이미지,설명", "가.png,파란 하늘과 뭉게구름", ""])
+    write(tmp_path / "t.csv", ("\ufeff" + text).encode("utf-8-sig") if encoding == "two marks" else text.encode(encoding))
     with caplog.at_level(logging.WARNING):
         rows, _ = read_table("t.csv", tmp_path)
     assert rows == [{"이미지": "가.png", "설명": "파란 하늘과 뭉게구름"}]
@@ -84,6 +85,8 @@ def test_tsv_and_windows_path_of_the_table(tmp_path: Path) -> None:
         (b"image,caption\na.png,b\nc.png\n", "line 3: 1 cells under 2"),
         (b'image,caption\na.png,"open\nb.png,x\n', "starting at line 2: unexpected end of data"),
         (b"image,image\na,b\n", "column image stands twice"),
+        (b"image;caption\na.png;b, c\n", "its columns are parted by semicolons (image;caption)"),
+        (b"image\tcaption\na.png\tb\n", "its columns are parted by tabs"),
         (b"image,caption\n", "no rows"),
         (b"", "no rows"),
     ],

@@ -92,7 +92,7 @@ def check_image(path: Path, max_pixels: int, decode: bool) -> ImageFacts:
     looks = b""
     try:
         if not path.is_file():
-            return ImageFacts(reason=MISSING, detail="not a regular file" if path.exists() else "no such file")
+            return ImageFacts(reason=MISSING, detail="not a regular file" if path.exists() else _absent(path))
         with _opened(path) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -187,6 +187,14 @@ def _as_mode(image: Image.Image, channels: int) -> Image.Image:
         seen = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _absent(path: Path) -> str:
+    """`no such file`, or the first folder on its way that does not exist."""
+    absent = path
+    while not absent.parent.exists() and absent.parent != absent:
+        absent = absent.parent
+    return "no such file" if absent == path else f"no folder {absent}"
 
 
 def _in_words(path: Path, error: Exception) -> str:

@@ -125,7 +125,7 @@ def load_samples(
             facts = checked[row.path]
             row.sha256 = facts.sha256
             if facts.reason:
-                row.refuse(facts.reason, row.detail if row.detail and facts.reason == MISSING else facts.detail)
+                row.refuse(facts.reason, _missing(row, facts.detail, base) if facts.reason == MISSING else facts.detail)
     looks = {facts.sha256: facts.fingerprint for facts in checked.values() if facts.fingerprint and data.check == "decode"}
     if data.split is not None:
         names = _cut(rows, data.split, base, alike_hashes(looks) if data.near_duplicates != "allow" else ())
@@ -136,7 +136,7 @@ def load_samples(
     merge = {name: data.merge_references and name != "train" for name in names}
     splits = {name: _samples([row for row in rows if row.split == name], merge[name]) for name in names}
     quarantined = _quarantine(rows, quarantine_file)
-    _stop_if_too_bad(rows, splits, data.max_bad_fraction, quarantine_file)
+    _stop_if_too_bad(rows, splits, data.max_bad_fraction, quarantine_file, base)
     file = quarantine_file.with_name(ALIKE_FILE) if quarantine_file is not None else None
     stop_at_leaks([row for row in rows if not row.reason], alike, file)
     return PreparedData(
@@ -190,9 +190,10 @@ def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns:
     missing = {key: name for key, name in wanted.items() if name is not None and name not in there}
     if missing:
         given = "; ".join(f"data.columns.{key}: no column {name!r}" for key, name in missing.items())
-        hints = dict.fromkeys(hint for name in missing.values() if (hint := nearest(name, there)))
-        fix = " ".join(hints) or "name the table's own columns under data.columns (null for what it does not have)"
-        raise DataError(f"table {place}: {given}", f"columns among: {', '.join(there)}", fix)
+        hints = [f"data.columns.{key}: {hint}" for key, name in missing.items() if (hint := nearest(name, there))]
+        fix = "; ".join(hints) or "name the table's own columns under data.columns (null for what it does not have)"
+        names = ", ".join(name if name == name.strip() else repr(name) for name in there)  # a blank around a name must be seen
+        raise DataError(f"table {place}: {given}", f"columns among: {names}", fix)
 
 
 def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only: bool) -> Row:
@@ -214,7 +215,7 @@ def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only
     if reason:
         row.refuse(reason, detail)
     if columns.references and not row.references:
-        row.refuse(EMPTY_TEXT, f"column {columns.references!r} holds no text")
+        row.refuse(EMPTY_TEXT, f"the cell of column {columns.references!r} holds no text")
     if path is None and not (row.text or row.prompt):
         row.refuse(NO_INPUT, "no picture, no text and no prompt")
     for text in (*row.references, row.text, row.prompt or "", row.id or "", row.group or ""):
@@ -260,6 +261,17 @@ def _image_path(text: str, base: Path) -> tuple[Path, str, str]:
         if spelled != path and not os.path.lexists(path) and os.path.lexists(spelled):
             path = spelled
     return path, "", f"no such file; {text!r} is a path of another machine" if foreign_drive else ""
+
+
+def _missing(row: Row, detail: str, base: Path) -> str:
+    """Why there is no such file; of a path that was absolute where it was written, where else the file may be."""
+    parts = PureWindowsPath(row.image).parts[1:]
+    if not (PureWindowsPath(row.image).root or row.detail):
+        return detail
+    for start in range(len(parts)):
+        if (found := base.joinpath(*parts[start:])).is_file():
+            return f"{row.detail or detail}; but {found} exists: write '{'/'.join(parts[start:])}', relative to data.base_dir"
+    return row.detail or detail
 
 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -385,15 +397,18 @@ def _quarantine(rows: Iterable[Row], file: Path | None) -> list[dict[str, Any]]:
     return bad
 
 
-def _stop_if_too_bad(rows: Sequence[Row], splits: dict[str, list[Sample]], allowed: float, file: Path | None) -> None:
+def _stop_if_too_bad(rows: Sequence[Row], splits: dict[str, list[Sample]], allowed: float, file: Path | None, base: Path) -> None:
     bad = [row for row in rows if row.reason]
     counts = Counter(row.reason for row in bad)
     empty = [name for name, samples in splits.items() if not samples]
     if not empty and len(bad) <= allowed * len(rows):
         return
     by_reason = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    first = shown([f"\n  {row.split} row {row.number} ({row.name}, {row.image}): {row.reason}: {row.detail}" for row in bad], 3)
+    first = "".join(f"\n  {row.split} row {row.number} ({row.name}, {row.image}): {row.reason}: {row.detail}" for row in bad[:3])
+    first += f"\n  and {len(bad) - 3} more" if len(bad) > 3 else ""
     mend = f"mend the rows in {file}" if file is not None else "mend these rows"
+    if 2 * counts[MISSING] > len(bad):
+        mend += f", or set data.base_dir, which is {base}: relative paths start there"
     if counts[DUPLICATE_ID]:
         mend += ", or name another column in data.columns.id (null numbers the rows)"
     if len(bad) == len(rows):

@@ -111,7 +111,7 @@ def _text(path: Path, content: bytes) -> str:
     if (place := content.find(b"\0")) >= 0:
         raise DataError(f"table {path}: a NUL byte at offset {place}, so this is no text or it is damaged", "UTF-8 text", fix)
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").removeprefix("\ufeff")  # a table that was converted twice has two marks
     except UnicodeDecodeError as error:
         not_utf8 = f"byte 0x{content[error.start]:02x} at offset {error.start}"
     try:
@@ -131,6 +131,7 @@ def _delimited_rows(path: Path, text: str, delimiter: str) -> Iterator[Row]:
         for cells in reader:
             if not header:
                 header = cells
+                _stop_at_other_delimiter(path, header, delimiter)
                 if doubled := sorted({name for name in header if header.count(name) > 1}):
                     raise DataError(f"table {path}: column {shown(doubled)} stands twice in its first line", "distinct names", "rename one")
             elif cells:
@@ -142,6 +143,13 @@ def _delimited_rows(path: Path, text: str, delimiter: str) -> Iterator[Row]:
     except csv.Error as error:
         fix = 'close every quote and write a quote within one as ""; very long cells belong in JSONL or Parquet'
         raise DataError(f"table {path}, row starting at line {start}: {error}", "well-formed CSV", fix) from error
+
+
+def _stop_at_other_delimiter(path: Path, header: list[str], delimiter: str) -> None:
+    for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
+        if len(header) == 1 and mark in header[0] and mark != delimiter:
+            fix = "save it with tabs as .tsv, or with commas as .csv" if mark == ";" else f"name it {'.tsv' if name == 'tabs' else '.csv'}"
+            raise DataError(f"table {path}: its columns are parted by {name} ({header[0]})", f"{delimiter!r} in a {path.suffix} file", fix)
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Row]:
