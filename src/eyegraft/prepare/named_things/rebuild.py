@@ -26,10 +26,10 @@ def main() -> None:
         stream = tar.extractfile("package/en/data.json")
         assert stream is not None
         keywords = {entry["hexcode"].lower(): entry["tags"] for entry in json.load(stream) if "tags" in entry}
-    with (HERE.parent / "drawings" / "drawings.csv").open(encoding="utf-8", newline="") as stream:
-        codes = [row["codepoint"] for row in csv.DictReader(stream)]
-    with (HERE / "keywords.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+    with (HERE.parent / "drawings" / "drawings.csv").open(encoding="utf-8", newline="") as table:
+        codes = [row["codepoint"] for row in csv.DictReader(table)]
+    with (HERE / "keywords.csv").open("w", encoding="utf-8", newline="") as table:
+        writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["codepoint", "keywords"])
         writer.writerows((code, ", ".join(keywords[code])) for code in codes)
 
