@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,32 @@ def test_no_per_sample_score_no_interval(tmp_path: Path) -> None:
     assert difference is not None
     assert (difference.value, difference.low, difference.high) == (pytest.approx(-0.25), None, None)
     assert any("no per-sample score, so the interval is unknown" in note for note in found.notes)
+
+
+def test_a_statistic_is_scored_again_from_the_answers(tmp_path: Path, plain_recipe: Callable[..., dict[str, Any]]) -> None:
+    """AUROC is no mean over samples: its paired interval comes from the probabilities that were written down."""
+    labels = ["true", "false"] * 6
+    sure = [0.9 if label == "true" else 0.1 for label in labels]
+    unsure = [*sure[:6], 0.2, 0.8, 0.3, 0.6, 0.9, 0.1]
+    recipe = plain_recipe(tasks={"label": {"kind": "classify"}}, head={"kind": "classifier"})
+    for name, best, probabilities in (("a", 0.7, unsure), ("b", 0.8, sure)):
+        run = make_run(tmp_path / name, best, scores=GOOD)
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        rows = [
+            {"id": id_, "references": [label], "answers": {"model": {"label": "true", "probability": probability}}, "scores": {}}
+            for id_, label, probability in zip(IDS, labels, probabilities, strict=True)
+        ]
+        (run / "evaluation" / "test.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    difference = compare_runs([tmp_path], metric="auroc").entries[1].difference
+    assert difference is not None
+    pairs = [
+        (p, q) for p, x in zip(unsure, labels, strict=True) for q, y in zip(unsure, labels, strict=True) if (x, y) == ("true", "false")
+    ]
+    auroc = sum((p > q) + (p == q) / 2 for p, q in pairs) / len(pairs)
+    assert difference.value == pytest.approx(auroc - 1)
+    assert difference.low is not None
+    assert difference.high is not None
+    assert difference.low <= auroc - 1 <= difference.high <= 0
 
 
 def test_other_samples_no_interval(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ class Pairs:
         why: why the last difference has no interval; empty where it has one.
     """
 
-    def __init__(self, folder: Path, result: Mapping[str, Any], metric: str) -> None:
-        self._folder, self._result, self._metric = folder, result, metric
+    def __init__(self, folder: Path, result: Mapping[str, Any], metric: str, *, grouped: bool) -> None:
+        self._folder, self._result, self._metric, self._grouped = folder, result, metric, grouped
         self._rows = _rows(folder, result)
         self.why = ""
 
@@ -37,7 +37,7 @@ class Pairs:
         theirs, here = _rows(folder, result), self._rows
         if not here or theirs.keys() != here.keys():
             return self._without("the runs have no answers to the same samples", result)
-        settings = self._result.get("num_resamples", 2000), self._result.get("seed", 0), [row.get("group") for row in here.values()]
+        settings = self._result["num_resamples"], self._result["seed"], self._groups()
         a, b = _scores([theirs[id_] for id_ in here], self._metric), _scores(list(here.values()), self._metric)
         if a is not None and b is not None:
             return paired_interval(a, b, *settings)
@@ -49,6 +49,14 @@ class Pairs:
         if math.isfinite(value) and not math.isfinite(low):
             self.why = "too few resamples define it"
         return value, low, high
+
+    def _groups(self) -> list[str | None] | None:
+        """What is drawn together, by the rule of evaluation (see `Drawing`)."""
+        from eyegraft.evaluation.drawing import MIN_GROUPS
+
+        names = [row.get("group") for row in self._rows.values()]
+        different = len({name or number for number, name in enumerate(names)})
+        return names if self._grouped and MIN_GROUPS <= different < len(names) else None
 
     def _without(self, why: str, result: Mapping[str, Any]) -> tuple[float, float, float]:
         self.why = why

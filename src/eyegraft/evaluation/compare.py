@@ -353,7 +353,8 @@ def _differences(
     if best.result is None:
         return metric, None, [f"The best run by validation has no {split} results: eyegraft evaluate {best.entry.run}"]
     metric = metric or next(iter(best.entry.metrics))
-    pairs, unknown = Pairs(best.folder, best.result, metric), set()
+    grouped = best.plain.get("data", {}).get("columns", {}).get("group") is not None
+    pairs, unknown = Pairs(best.folder, best.result, metric, grouped=grouped), set()
     for place, read in enumerate(reads):
         if read is best or read.result is None or metric not in read.entry.metrics:
             continue
