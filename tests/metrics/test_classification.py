@@ -215,10 +215,12 @@ def test_best_thresholds_lie_midway_and_near_a_half() -> None:
     assert best_thresholds([0.2, 0.4, 0.8], [0, 0, 1]) == close({"f1": 0.6, "accuracy": 0.6})
     # cuts at 0.3 and at 0.85 have three of four right: 0.3 is nearer to a half
     assert best_thresholds([0.2, 0.4, 0.8, 0.9], [0, 1, 0, 1])["accuracy"] == close(0.3)
+    assert best_thresholds([0.02, 0.1, 0.6, 0.9], [0, 1, 0, 1])["accuracy"] == close(0.75)
     # F1 keeps both positives (0.8), accuracy too
     assert best_thresholds([0.2, 0.4, 0.8, 0.9], [0, 1, 0, 1])["f1"] == close(0.3)
-    low, high = 0.3, np.nextafter(0.3, 1)
-    assert best_thresholds([low, high], [0, 1])["accuracy"] == high, "the midpoint of neighbours rounds to the lower one"
+    floats = [0.3, np.nextafter(0.3, 1), np.nextafter(np.nextafter(0.3, 1), 1)]
+    for pair in (floats[:2], floats[1:]):  # of one the midpoint rounds to the lower
+        assert best_thresholds(pair, [0, 1])["accuracy"] == pair[1]
     assert best_thresholds([1.0, 1.0, 1.0], [0, 0, 1])["accuracy"] > 1
 
 

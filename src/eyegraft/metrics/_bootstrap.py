@@ -155,14 +155,14 @@ def _checked(values: Sequence[float], name: str) -> NDArray[np.float64]:
 
 
 def _group_codes(groups: Sequence[str | None] | None, size: int) -> NDArray[np.int64] | None:
-    """[size] the number of each sample's group, from 0; None where every sample stands alone, so that both ways draw the same."""
+    """[size] the number of each sample's group, from 0."""
     if groups is None:
         return None
     if len(groups) != size:
         raise DataError(f"{len(groups)} groups for {size} samples", "one group per sample", "pass None for a sample of no group")
     names = [group or (place,) for place, group in enumerate(groups)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return None if len(numbers) == size > 1 else np.array([numbers[name] for name in names], dtype=np.int64)
+    return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
 def _drawn(codes: NDArray[np.int64] | None, size: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
