@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from eyegraft.data.words import pad_ids, to_ids
+from eyegraft.data.words import has_words, pad_ids, to_ids
 from eyegraft.pretrained import ready
 from eyegraft.types import TextSpec
 
@@ -37,6 +37,8 @@ def test_a_text_stands_between_the_special_tokens(spec: TextSpec) -> None:
 @pytest.mark.parametrize("prefix", ["", "query: "])
 def test_a_text_without_a_visible_character_is_empty(spec: TextSpec, text: str, prefix: str) -> None:
     assert to_ids(text, TextSpec(spec.tokenizer, 16, prefix)) == []
+    assert not has_words(text)
+    assert has_words(text + "a")
 
 
 def test_white_space_counts_once(spec: TextSpec) -> None:

@@ -103,6 +103,7 @@ def test_pooling_is_what_its_name_says(folders: Any, family: str, pooling: Any) 
         alone = encode(encoder, [text])
         torch.testing.assert_close(alone.values[0], expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(together.values[number][together.mask[number]], expected, rtol=1e-4, atol=1e-5)
+    assert encoder.gives_one_token == (together.values.shape[1] == 1)
     assert not together.mask[1].any()
     assert not together.values[1].any()
 

@@ -16,7 +16,7 @@ from eyegraft.data.augment import augment, is_random
 from eyegraft.data.features import FeatureStore
 from eyegraft.data.images import open_image, to_pixels
 from eyegraft.data.patches import to_patches
-from eyegraft.data.words import pad_ids, to_ids
+from eyegraft.data.words import has_words, pad_ids, to_ids
 from eyegraft.errors import DataError
 from eyegraft.types import ImageSpec, Inputs, Sample, TextSpec, Tokens
 
@@ -113,7 +113,7 @@ class TextReader:
         self.spec = spec
 
     def present(self, sample: Sample) -> bool:
-        return bool(sample.text.strip())
+        return has_words(sample.text)
 
     def read(self, sample: Sample, seed: int | None) -> Any:
         return to_ids(sample.text, self.spec)

@@ -12,15 +12,20 @@ from eyegraft.types import TextSpec
 _CHARACTERS_PER_TOKEN = 32  # no language needs as many; what lies beyond could never fit and need not be read
 
 
+def has_words(text: str) -> bool:
+    """Whether a text holds a visible character; without one it counts as empty."""
+    return any(character.isprintable() and not character.isspace() for character in text)
+
+
 def to_ids(text: str, spec: TextSpec) -> list[int]:
     """The ids of prefix and text between the tokenizer's special tokens, at most `spec.max_tokens` of them.
 
-    Runs of white space count as one space. A text without a visible character is empty and gives no ids, whatever the prefix. A text
+    Runs of white space count as one space. A text without words gives no ids, whatever the prefix. A text
     that spells a special token, such as "[SEP]", cannot bring one in: what it spells is read as words, or left out.
     """
-    words = " ".join(text.split())
-    if not any(character.isprintable() and character != " " for character in words):
+    if not has_words(text):
         return []
+    words = " ".join(text.split())
     encoded = spec.tokenizer(
         spec.prefix + _beginning(words, _CHARACTERS_PER_TOKEN * spec.max_tokens),
         truncation=True,

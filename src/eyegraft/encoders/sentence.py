@@ -50,7 +50,11 @@ class Config(Strict):
 
 
 class SentenceEncoder(nn.Module):
-    """Gives [B, 1, D], or [B, T, D] where `pooling` is `tokens`. What an empty text gives is zero and masked."""
+    """Gives [B, 1, D], or [B, T, D] where `pooling` is `tokens`. What an empty text gives is zero and masked.
+
+    Attributes:
+        gives_one_token: whether a text becomes one token, whatever its length.
+    """
 
     def __init__(self, backbone: nn.Module, spec: TextSpec, *, pooling: Pooling, normalize: bool) -> None:
         super().__init__()
@@ -58,6 +62,7 @@ class SentenceEncoder(nn.Module):
         self.spec = spec
         config: Any = self.backbone.config
         self.token_dim: int = config.hidden_size
+        self.gives_one_token = pooling != "tokens"
         self._pooled = _POOLINGS[pooling]
         self._scaled: Callable[[Tensor], Tensor] = _to_length_one if normalize else nn.Identity()
 
