@@ -1,0 +1,49 @@
+"""Brand marks against other drawings, shipped with eyegraft (see the README and LICENSES beside this file)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from eyegraft.config import Strict
+from eyegraft.console import track
+from eyegraft.files import write_atomically
+
+HERE = Path(__file__).parent
+
+
+class Config(Strict):
+    """No options: pictures, texts and splits are as `brand_marks.csv` gives them."""
+
+
+def prepare(config: Config, target: Path) -> dict[str, Any]:
+    """Write `train|val|test.csv` and the images into `target`."""
+    with (HERE / "brand_marks.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "val": [], "test": []}
+    for row in track(rows, "preparing brand_marks"):
+        _copy(HERE / row["local_image_path"], target / row["local_image_path"])
+        splits[row.pop("split")].append(row)
+    for split, kept in splits.items():
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(kept[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_atomically(target / f"{split}.csv", text.getvalue(), durable=False)
+    for licence in (HERE / "LICENSES").glob("*.txt"):
+        _copy(licence, target / "LICENSES" / licence.name)
+    return {
+        "rows": {split: len(kept) for split, kept in splits.items()},
+        "positives": {split: sum(row["label"] == "True" for row in kept) for split, kept in splits.items()},
+        "with_text": {split: sum(bool(row["text_info"]) for row in kept) for split, kept in splits.items()},
+        "left_out": {},
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file unless the same bytes lie there already."""
+    content = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        write_atomically(target, content, durable=False)
