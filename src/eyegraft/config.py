@@ -93,7 +93,8 @@ class Data(Strict):
         fit: how a picture is brought to the encoder's size: as its weights say (`encoder`), or `crop`, `squash`, `pad` (grey-128 around it).
         merge_references: outside `train`, rows of one picture and prompt become one sample with several right answers. Not for labels.
         image_optional: an empty image cell is a row without a picture; without this it is a bad row.
-        near_duplicates: pictures that look alike in a training split and another one: `refuse`, `move` all to the split of the first, or `allow`.
+        near_duplicates: pictures of train or val that look like one of another split: `refuse` stops, `move` takes those of train and val,
+            with their groups, to the other split, `allow` only says so.
         num_workers: processes that decode images ahead of training; results are the same with any number.
     """
 
@@ -293,9 +294,13 @@ class Settings(Strict):
     @model_validator(mode="after")
     def _one_way_to_train_the_backbone(self) -> Settings:
         if self.finetune_layers and self.freeze_backbone is not False:
-            raise ValueError(f"finetune_layers={self.finetune_layers} of a frozen backbone: set freeze_backbone=false, or finetune_layers=0")
+            raise ValueError(
+                f"finetune_layers={self.finetune_layers} of a frozen backbone: set freeze_backbone=false, or finetune_layers=0"
+            )
         if self.freeze_backbone is False and not self.finetune_layers and not self.lora.enabled:
-            raise ValueError("freeze_backbone=false, but nothing of it trains: set finetune_layers=N (top N blocks; -1: all) or lora.enabled=true")
+            raise ValueError(
+                "freeze_backbone=false, but nothing of it trains: set finetune_layers=N (top N blocks; -1: all) or lora.enabled=true"
+            )
         if self.finetune_layers and self.lora.enabled:
             raise ValueError("finetune_layers and lora.enabled together: train the blocks or adapters on them")
         if "vision_encoder" in self.tune and (self.freeze_backbone is not None or self.lora.enabled):
@@ -331,9 +336,7 @@ class Trackers(Strict):
     wandb: dict[str, Any] | None = None
 
 
-Baseline = Literal[
-    "blank_image", "shuffled_image", "absent_image", "shuffled_text", "absent_text", "most_frequent", "nearest_neighbour"
-]
+Baseline = Literal["blank_image", "shuffled_image", "absent_image", "shuffled_text", "absent_text", "most_frequent", "nearest_neighbour"]
 
 
 class Evaluation(Strict):

@@ -118,7 +118,9 @@ def test_sweep_over_korean_texts(root: Path, tmp_path: Path) -> None:
     words = ("recipe=tiny", "run_stages=[warm]", "stages.warm.epochs=1", "tasks.caption.prompt=모양은,색은", "-m")
     done = tiny_run("train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    recipes = [yaml.safe_load((tmp_path / line / "recipe.yaml").read_text(encoding="utf-8")) for line in done.stdout.split("\n\n")[0].split()]
+    recipes = [
+        yaml.safe_load((tmp_path / line / "recipe.yaml").read_text(encoding="utf-8")) for line in done.stdout.split("\n\n")[0].split()
+    ]
     assert [recipe["tasks"]["caption"]["prompt"] for recipe in recipes] == ["모양은", "색은"]
 
 

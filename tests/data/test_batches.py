@@ -17,8 +17,8 @@ import tiny
 from eyegraft.config import Augmentation
 from eyegraft.data.augment import augment
 from eyegraft.data.batches import Collate, Examples, batch_order, derived_seed, load_batches
-from eyegraft.data.inputs import reader
 from eyegraft.data.images import check_image, open_image, to_pixels
+from eyegraft.data.inputs import reader
 from eyegraft.data.text import Encoded
 from eyegraft.errors import DataError
 from eyegraft.types import IGNORE, Batch, ImageSpec, Sample

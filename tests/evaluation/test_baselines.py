@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from eyegraft.errors import DataError
-from eyegraft.evaluation import baselines
 from eyegraft.answering import readers_of
 from eyegraft.config import Part
+from eyegraft.errors import DataError
+from eyegraft.evaluation import baselines
 from eyegraft.evaluation.baselines import blank, nearest_neighbours, retrieval_set, shuffled_images, shuffled_texts
 from eyegraft.registry import configured
 from eyegraft.types import Sample

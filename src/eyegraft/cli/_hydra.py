@@ -82,5 +82,9 @@ def _train(composed: Any, *, reuse: bool) -> Path:
 
     recipe = validate(to_plain(composed))
     run = train_or_reuse(recipe, _hashes) if reuse else train(recipe, resume=_options["resume"], fresh=_options["fresh"])
+    if recipe.evaluation.after_training:
+        from eyegraft.cli.evaluate import evaluate_once
+
+        evaluate_once(run)
     print(run, flush=True)
     return run

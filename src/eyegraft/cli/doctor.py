@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 HELP = "look over this machine, or with recipe=NAME what a recipe would train on"
 
-_EXTRAS = {"timm": ("timm", "torchvision"), "gguf": ("gguf",), "tensorboard": ("tensorboard",), "wandb": ("wandb",)}
+_EXTRAS = {
+    "timm": ("timm", "torchvision"),
+    "gguf": ("gguf",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "sweep": ("optuna",),
+    "ocr": ("rapidocr",),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +28,45 @@ def run(arguments: argparse.Namespace) -> None:
     import json
 
     from eyegraft.evaluation import evaluate
-    from eyegraft.report import write_report
 
     results = evaluate(arguments.run, splits=arguments.split, stage=arguments.stage, table=arguments.data)
     if arguments.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
         return
+    _show(Path(arguments.run).expanduser(), results)
+
+
+def evaluate_once(run: Path) -> None:
+    """Evaluate a run that was just trained, unless it was evaluated before: a finished run does not change."""
+    from eyegraft.evaluation import evaluate
+    from eyegraft.training.runs import read_run
+
+    opened = read_run(run)
+    if opened.facts["finished"] and not all((run / "evaluation" / f"{split}.json").exists() for split in opened.recipe.evaluation.splits):
+        _show(run, evaluate(run))
+
+
+def _show(run: Path, results: Mapping[str, dict[str, Any]]) -> None:
+    from eyegraft.report import write_report
+
     for result in results.values():
         _print(result)
-        _print_samples(Path(arguments.run).expanduser() / "evaluation" / result["samples"])
-    print(f"\nreport: {write_report(arguments.run)}")
+        _print_samples(run / "evaluation" / result["samples"])
+    print(f"\nreport: {write_report(run)}")
 
 
 def _print(result: dict[str, Any]) -> None:
+    """Metrics down, systems across; the interval of the model alone, for the sentences below give those of the differences."""
     from rich.console import Console
     from rich.table import Table
 
-    metrics = list(result["systems"]["model"])
+    systems = result["systems"]
     table = Table(title=f"{result['split']}: {result['num_samples']} samples. {result['held_out']}", title_justify="left")
     table.add_column("")
-    for metric in metrics:
-        table.add_column(metric, justify="right")
-    for system, values in result["systems"].items():
-        table.add_row(system, *(_cell(values[metric]) for metric in metrics))
+    for system in systems:
+        table.add_column(system.replace("_", "\n"), justify="right")
+    for metric, entry in systems["model"].items():
+        table.add_row(metric, _with_interval(entry), *(_number(values[metric]) for system, values in systems.items() if system != "model"))
     console = Console(width=None if Console().is_terminal else 200)
     console.print(table)
     for sentence in result["conclusions"]:
@@ -66,10 +83,20 @@ def _print_samples(file: Path, count: int = 8) -> None:
         lines = list(stream)
     for line in lines[:: max(1, len(lines) // count)][:count]:
         row = json.loads(line)
+        answer, truth = row["answers"]["model"], ", ".join(row["references"])
+        if isinstance(answer, Mapping):
+            print(
+                f"  {row['id']:<28} {answer['label']!r} for {truth!r}"
+                + (f", {answer['probability']:.3f}" if "probability" in answer else "")
+            )
+            continue
         mark = "=" if row["scores"].get("exact_match") == 1 else "≠"
-        print(f"  {row['id']:<28} {row['answers']['model']!r} {mark} {row['references'][0]!r}")
+        print(f"  {row['id']:<28} {answer!r} {mark} {row['references'][0]!r}")
 
 
-def _cell(entry: dict[str, Any]) -> str:
-    value = f"{entry['value']:.3f}"
-    return value if entry["low"] is None else f"{value} [{entry['low']:.2f}, {entry['high']:.2f}]"
+def _number(entry: dict[str, Any]) -> str:
+    return "undefined" if entry["value"] is None else f"{entry['value']:.3f}"
+
+
+def _with_interval(entry: dict[str, Any]) -> str:
+    return _number(entry) + ("" if entry["low"] is None else f" [{entry['low']:.2f}, {entry['high']:.2f}]")

@@ -86,9 +86,7 @@ class Collate:
             labels[row, :length] = torch.tensor(encoded.labels, dtype=torch.long)
             mask[row, :length] = True
         inputs = {modality: reading.stack([read[modality] for _, read, _ in items]) for modality, reading in self.readers.items()}
-        present = {
-            modality: torch.tensor([reading.present(sample) for sample in samples]) for modality, reading in self.readers.items()
-        }
+        present = {modality: torch.tensor([reading.present(sample) for sample in samples]) for modality, reading in self.readers.items()}
         targets = torch.tensor([encoded.target for encoded in taught], dtype=torch.float32).view(len(items), -1)  # [B, K]
         return Batch(inputs, input_ids, mask, labels, samples, targets, present)
 

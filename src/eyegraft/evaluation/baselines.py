@@ -51,7 +51,9 @@ def shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
     Raises:
         DataError: the samples show fewer than two pictures.
     """
-    return _shuffled(samples, seed, lambda sample: sample.image, lambda sample, other: replace(sample, image=other.image, sha256=other.sha256))
+    return _shuffled(
+        samples, seed, lambda sample: sample.image, lambda sample, other: replace(sample, image=other.image, sha256=other.sha256)
+    )
 
 
 def shuffled_texts(samples: Sequence[Sample], seed: int) -> list[Sample]:

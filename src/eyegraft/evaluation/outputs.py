@@ -18,7 +18,10 @@ def write_outputs(run: Run, name: str, result: Mapping[str, Any], answers: Seque
     place = run.folder / "results.json"
     before = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
     numbers = _numbers(run, result)
-    after = {**numbers, **{key: value for key, value in before.items() if isinstance(value, dict) and value.get("split") not in (None, "test")}}
+    after = {
+        **numbers,
+        **{key: value for key, value in before.items() if isinstance(value, dict) and value.get("split") not in (None, "test")},
+    }
     if name != "test":
         after = {**before, name: {"split": name, **numbers}}
     write_atomically(place, json.dumps(after, indent=1, ensure_ascii=False))
@@ -30,7 +33,7 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     values = {metric: entry["value"] for metric, entry in result["systems"]["model"].items()}
     flat: dict[str, Any] = {
         "experiment": run.recipe.experiment_name,
-        "best_epoch": result["checkpoint"]["epoch"] + 1,
+        "best_epoch": result["checkpoint"]["epoch"],
         "num_samples": result["num_samples"],
         **({"loss": values["log_loss"]} if "log_loss" in values else {}),
         **values,

@@ -14,13 +14,14 @@ from typing import Any
 
 from eyegraft.answering import answer_samples, readers_of
 from eyegraft.config import Data, Recipe
+from eyegraft.data.duplicates import alike_across
 from eyegraft.data.inputs import Reader
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.errors import DataError, RunError, nearest, shown
 from eyegraft.evaluation import baselines
-from eyegraft.files import file_sha256, write_atomically
 from eyegraft.evaluation.drawing import Drawing
 from eyegraft.evaluation.outputs import write_outputs
+from eyegraft.files import file_sha256, write_atomically
 from eyegraft.model import ENCODER_NAMES, Graft
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import read_config
@@ -86,13 +87,14 @@ def _with_table(recipe: Recipe, data: PreparedData, table: str) -> tuple[Prepare
         name += "-other"  # never over the result of the recipe's own split, nor under what is said of it
     place = table if table.startswith("hub:") else str(Path(table).expanduser().resolve())
     new = load_samples(recipe.data.model_copy(update={"tables": {name: place}, "split": None}))
-    _stop_at_shared(data, new.splits[name], name)
+    _stop_at_shared(recipe.data, data, new, name)
     splits, hashes = {**data.splits, **new.splits}, {**data.split_sha256, **new.split_sha256}
     return replace(data, splits=splits, split_sha256=hashes), name
 
 
-def _stop_at_shared(data: PreparedData, samples: Sequence[Sample], name: str) -> None:
+def _stop_at_shared(settings: Data, data: PreparedData, new: PreparedData, name: str) -> None:
     """The same rule as between the recipe's own splits (docs/data.md, Leaks)."""
+    samples = new.splits[name]
     groups = {sample.group for sample in samples if sample.group is not None}
     pictures = {sample.sha256 for sample in samples if sample.sha256}
     faults = []
@@ -102,12 +104,23 @@ def _stop_at_shared(data: PreparedData, samples: Sequence[Sample], name: str) ->
             faults.append(f"{len(shared)} of the groups of {split}: {shown(shared)}")
         if alike := sorted({str(sample.image) for sample in there if sample.sha256 in pictures}):
             faults.append(f"{len(alike)} of the pictures of {split}: {shown(alike)}")
+        near = alike_across(_looks(data, [sample for sample in there if sample.sha256 not in pictures]), _looks(new, samples))
+        if near and settings.near_duplicates == "allow":
+            log.warning("%s: %d pictures look like pictures of %s", name, len({other for _, other, _ in near}), split)
+        elif near:
+            copies = shown([f"{other} ~ {one} (misfit {misfit:.3f})" for one, other, misfit in near])
+            faults.append(f"copies of {len(near)} pictures of {split}: {copies}")
     if faults:
         raise DataError(
             f"leak between splits: {name} holds " + "; ".join(faults),
-            "a table that shares no group and no byte-identical picture with train and val",
+            "a table that shares no group and no picture, changed or not, with train and val",
             "leave these rows out of the table",
         )
+
+
+def _looks(prepared: PreparedData, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Picture -> its fingerprint, of those that were decoded."""
+    return {str(sample.image): prepared.fingerprints[sample.sha256] for sample in samples if sample.sha256 in prepared.fingerprints}
 
 
 def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: PreparedData, split: str, file_name: str) -> dict[str, Any]:
@@ -252,9 +265,7 @@ def _answers_from(
         elif name == "most_frequent":
             found[name] = [task.prior(train)] * len(samples)
         else:
-            found[name] = baselines.nearest_neighbours(
-                model, task, searched, samples, readers, batch_size=batch_size, num_workers=workers
-            )
+            found[name] = baselines.nearest_neighbours(model, task, searched, samples, readers, batch_size=batch_size, num_workers=workers)
     return found
 
 

@@ -40,5 +40,7 @@ def input_dim(config: Config) -> None:
 
 def build(config: Config, *, in_dim: int, num_outputs: int) -> Classifier:
     if num_outputs < 1:
-        raise PartError("head=classifier under a task that answers in text", "a label task", "set tasks.NAME.kind=classify, or another head")
+        raise PartError(
+            "head=classifier under a task that answers in text", "a label task", "set tasks.NAME.kind=classify, or another head"
+        )
     return Classifier(in_dim, config.hidden_dim, config.dropout, num_outputs)

@@ -37,7 +37,9 @@ class Predictor:
             DataError: an image is missing, broken or too large, or there are more or fewer texts than images; nothing is answered then.
         """
         if texts is not None and len(texts) != len(images):
-            raise DataError(f"{len(texts)} texts beside {len(images)} images", "one text an image", "give an empty text where there is none")
+            raise DataError(
+                f"{len(texts)} texts beside {len(images)} images", "one text an image", "give an empty text where there is none"
+            )
         samples = []
         for place, image in enumerate(images):
             path = Path(image).expanduser()

@@ -22,7 +22,7 @@ from eyegraft.data.inputs import Reader, StoredReader
 from eyegraft.data.text import Encoded
 from eyegraft.model import Graft
 from eyegraft.pretrained import cache_dir
-from eyegraft.types import ImageSpec, Sample, Tokens, moved_to
+from eyegraft.types import ImageSpec, Sample, TextSpec, Tokens, moved_to
 
 log = logging.getLogger(__name__)
 BATCH = 32
@@ -94,12 +94,14 @@ def _stored(
     layout = moved_to(reduced(plain.stack([plain.blank()])), "cpu")
     if modality == "image" and plain.spec.patch_size is not None and layout.values.shape[1] > 1:
         raise Uncached(f"pictures of a varying number of {modality} tokens", "pooled tokens, or records of one shape")
+    if isinstance(plain.spec, TextSpec) and _reduction(model, modality) is None:
+        raise Uncached("texts of a varying number of tokens", "one vector a text")
     copies = cache.augmented_copies if augmented and modality == "image" and is_random(recipe.augmentation) else 0
     facts = {
         "encoder": weights_sha256(model.encoders[modality]),
         "part": recipe.encoder_parts[modality].model_dump(mode="json"),
         "reduction": type(_reduction(model, modality)).__name__,
-        "transform": asdict(plain.spec) if isinstance(plain.spec, ImageSpec) else [plain.spec.max_tokens, plain.spec.prefix],
+        "transform": asdict(plain.spec) if isinstance(plain.spec, ImageSpec) else _words(plain.spec),
         "augmentation": recipe.augmentation.model_dump() if copies else None,
         "versions": _versions(),
     }
@@ -108,7 +110,9 @@ def _stored(
     )
     closing.callback(store.close)
     wanted = {record: pair for sample in samples for record, pair in _records(sample, modality, copies).items()}
-    number = store.fill(list(wanted), _encode(model, reduced, modality, plain, list(wanted.values()), recipe.data.num_workers), batch_size=BATCH)
+    number = store.fill(
+        list(wanted), _encode(model, reduced, modality, plain, list(wanted.values()), recipe.data.num_workers), batch_size=BATCH
+    )
     log.info(
         "feature cache: %s: %d records of %s bytes in %s, %d of them encoded now",
         modality,
@@ -174,6 +178,13 @@ def _encode(
                 advance(len(batch))
 
     return encode
+
+
+def _words(spec: TextSpec) -> dict[str, Any]:
+    """All that decides which token ids a text becomes."""
+    backend = spec.tokenizer.backend_tokenizer
+    backend.no_truncation()  # how long the last text was cut is no property of it
+    return {"tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(), "max_tokens": spec.max_tokens, "prefix": spec.prefix}
 
 
 def _versions() -> dict[str, str]:

@@ -166,7 +166,9 @@ def _new_run(home: Path, recipe: Recipe) -> Run:
         "stages": {},
     }
     run = Run(folder, recipe, facts)
-    write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe.plain(), allow_unicode=True, sort_keys=False))
+    resolved = yaml.safe_dump(recipe.plain(), allow_unicode=True, sort_keys=False)
+    write_atomically(folder / "recipe.yaml", resolved)
+    write_atomically(folder / ".hydra" / "config.yaml", resolved)  # where tools around Hydra look for it
     run.save()
     return run
 
