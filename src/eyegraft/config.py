@@ -90,7 +90,7 @@ class Data(Strict):
         max_bad_fraction: the run stops when more rows than this are quarantined.
         max_pixels: larger images are refused before they are decoded.
         check: `decode` reads every image once before training, `header` only its size.
-        fit: how a picture is brought to the encoder's size: as its weights say (`encoder`), or `crop`, `squash`, `pad` (grey-128 around it).
+        fit: how a picture is brought to the encoder's size: `encoder` as its weights say, `crop`, `squash`, or `pad` with grey-128 around.
         merge_references: outside `train`, rows of one picture and prompt become one sample with several right answers. Not for labels.
         image_optional: an empty image cell is a row without a picture; without this it is a bad row.
         near_duplicates: pictures of train or val that look like one of another split: `refuse` stops, `move` takes those of train and val,
@@ -171,7 +171,8 @@ class BackboneLora(Lora):
     """Adapters of the vision encoder, switched on by `enabled` (see `Settings.freeze_backbone`); the other keys as in `Lora`.
 
     Attributes:
-        enabled, rank, alpha, dropout, target_modules, target_layers, use_dora, use_rslora: off by default; on the attention of the last blocks.
+        enabled: off by default.
+        rank, alpha, dropout, target_modules, target_layers, use_dora, use_rslora: of the attention in the last blocks, by default.
     """
 
     enabled: bool = False
@@ -381,8 +382,8 @@ class Recipe(Strict):
         recipe, title, experiment_name: its name, what a report is headed with, and the folder of its runs under run_root.
         seed: of everything random.
         device: `auto` takes a GPU where there is one; num_threads: of torch on a CPU; deterministic: ask torch for deterministic kernels.
-        vision_encoder, text_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`. Pooling and connector are
-            the image's.
+        vision_encoder, text_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`. Pooling and connector
+            are the image's.
         prepare: how its data set is made, where it has one of its own; data: where it lies; augmentation: of training images.
         tasks: name -> what is asked and answered.
         train: what every stage trains with; stages: name -> what differs there, in order; run_stages: which of them to run.

@@ -128,7 +128,7 @@ class Batch:
 
     Attributes:
         inputs: modality -> what its encoder takes (see `Inputs`).
-        input_ids: [B, T] int64; prompt and target of text tasks for training, the prompt alone for generation; right-padded. T = 0 without text.
+        input_ids: [B, T] int64; prompt and target of text tasks for training, the prompt alone for generation; right-padded. T = 0 without.
         text_mask: [B, T] bool, True where `input_ids` is real.
         labels: [B, T] int64, `IGNORE` where nothing is learned.
         samples: the rows that the tensors came from, in order.

@@ -1,5 +1,6 @@
-"""Tokens to outputs. Each file has `Config`, `input_dim(config) -> int | None` (None: any) and `build(config, in_dim=…, num_outputs=…) -> Head`.
+"""Tokens to outputs. Each file has `Config`, `input_dim(config)` and `build(config, in_dim=…, num_outputs=…) -> Head`.
 
+`input_dim` is the width that it reads, None where any will do.
 `num_outputs` is how many numbers an answer of the recipe's tasks has, 0 where it is a text.
 """
 

@@ -110,9 +110,8 @@ def _stored(
     )
     closing.callback(store.close)
     wanted = {record: pair for sample in samples for record, pair in _records(sample, modality, copies).items()}
-    number = store.fill(
-        list(wanted), _encode(model, reduced, modality, plain, list(wanted.values()), recipe.data.num_workers), batch_size=BATCH
-    )
+    encode = _encode(model, reduced, modality, plain, list(wanted.values()), recipe.data.num_workers)
+    number = store.fill(list(wanted), encode, batch_size=BATCH)
     log.info(
         "feature cache: %s: %d records of %s bytes in %s, %d of them encoded now",
         modality,

@@ -94,11 +94,8 @@ def build_objective(task: Task, settings: Settings) -> Any:
     """
     part = settings.objective_of(task.objectives[0])
     if part.kind not in task.objectives:
-        raise RecipeError(
-            f"train.loss_type={part.kind} with tasks.{task.name}",
-            f"one of {', '.join(task.objectives)}",
-            nearest(part.kind, task.objectives),
-        )
+        allowed = ", ".join(task.objectives)
+        raise RecipeError(f"train.loss_type={part.kind} with tasks.{task.name}", f"one of {allowed}", nearest(part.kind, task.objectives))
     module, config = configured("objectives", part)
     return module.build(config)
 
