@@ -88,7 +88,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         "did you mean 'columns'?",
         "head.widht: unknown key",
         "did you mean 'width'?",
-        "vision_encoder.kind: given 'tiny_patch'; expected one of huggingface, timm, tiny_patches; did you mean 'tiny_patches'?",
+        "vision_encoder.kind: given 'tiny_patch'; expected one of huggingface, sentence, timm, tiny_patches; did you mean 'tiny_patches'?",
         "train.batch_size: given -1; expected greater than 0",
         "stages.warm.epochs: given 'many'; expected a valid integer",
         "train.scheduler_type: given 'cosin'; expected 'cosine_warmup'",
@@ -104,7 +104,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         (["recipe=tinny", "-m"], ["recipe=tinny", "did you mean 'tiny'?"]),
         (["recipe=tiny,tinny", "-m"], ["recipe=tinny", "did you mean 'tiny'?"]),
         ([], ["no recipe", "recipe=NAME with one of "]),
-        (["recipe=tiny", "connector=mpl"], ["connector=mpl", "one of mlp, prefix", "did you mean 'mlp'?"]),
+        (["recipe=tiny", "connector=mpl"], ["connector=mpl", "one of mlp, none, prefix", "did you mean 'mlp'?"]),
         (["recipe=tiny", "head.kind=tiny_grue"], ["head.kind: given 'tiny_grue'", "did you mean 'tiny_gru'?"]),
         (["recipe=tiny", "train.objective.kind=crossentropy"], ["train.objective", "did you mean 'cross_entropy'?"]),
         (["recipe=tiny", "train.epochs=abc"], ["train.epochs: given 'abc'", "expected a valid integer"]),
@@ -233,8 +233,7 @@ def test_text_longer_than_the_limit(shapes: Path) -> None:
     refused(
         train(shapes, *words),
         DATA,
-        "1 of 2 samples cannot be learned from; the first: sample val/7",
-        "a text of",
+        "1 of 2 samples cannot be learned from:\n  sample val/7: a text of",
         "at most max_text_tokens=22",
         "tasks.caption.overflow=truncate",
     )
@@ -259,10 +258,10 @@ def test_image_and_text_beyond_the_context(shapes: Path, folders: Any) -> None:
 
 
 def test_no_pretrained_folder(shapes: Path, folders: Any) -> None:
-    words = small_words(folders)[:2]
-    done = run_here("train", *words, "head.model=no/such-model", *SMALL, cwd=shapes)
+    words = small_words(folders)
+    done = run_here("train", *words[:2], "head.model=no/such-model", *SMALL, cwd=shapes)
     refused(done, PART, "head.model: 'no/such-model' cannot be loaded", "a folder with config.json", "check the name")
-    done = run_here("train", "recipe=small", "head.model=x", "vision_encoder.model=./nowhere", *SMALL, cwd=shapes)
+    done = run_here("train", *words, "vision_encoder.model=./nowhere", *SMALL, cwd=shapes)
     refused(done, PART, "vision_encoder.model: './nowhere' cannot be loaded", "preprocessor_config.json", "check the name")
 
 

@@ -155,6 +155,9 @@ def test_code_in_a_model_folder_on_the_command_line(tmp_path: Path, models: dict
 
 
 def _build(part: str, folder: Path) -> None:
-    room, kind, given = {"vision_encoder": ("encoders", "huggingface", {}), "head": ("heads", "prefix_lm", {"in_dim": 32})}[part]
+    room, kind, given = {
+        "vision_encoder": ("encoders", "huggingface", {}),
+        "head": ("heads", "prefix_lm", {"in_dim": 32, "num_outputs": 0}),
+    }[part]
     module = module_of(room, kind)
     module.build(module.Config(model=str(folder)), **given)
