@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw
+
+from eyegraft.evaluation.drawing import Drawing
+from eyegraft.evaluation.run import _conclusions, _sample_lines, _slices
+from eyegraft.tasks.classify import ClassifyTask, Config
+from eyegraft.types import Sample
+
+DRAWINGS = Path(__file__).parents[2] / "data" / "drawings"
 
 INJECTION = "<script>alert('x')</script><img src=\"https://example.org/x.png\" onerror=alert(1)>"
 LONG_WORD = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft" * 2
@@ -154,6 +163,94 @@ def draw_picture(path: Path, rng: random.Random) -> None:
         colour = tuple(rng.randrange(60, 230) for _ in range(3))
         (pen.ellipse if rng.random() < 0.5 else pen.rectangle)((x, y, x + size, y + size), fill=colour, outline=(40, 40, 40), width=3)
     picture.save(path)
+
+
+def make_label_run(folder: Path, num_samples: int = 120, fused: bool = True, **config: Any) -> Path:
+    """A finished run of a label task on the drawings: words and pictures both tell, the words more, where there are any.
+
+    Every number is the work of the real task, metrics and intervals; only the logits are invented.
+
+    Args:
+        fused: pictures and words under a gate, or pictures alone.
+        config: labels of a yes-or-no task; else the task's own: classes, multi_label, threshold.
+    """
+    make_run(folder, num_samples=1, recipe="ad_classifier", title="Advertisement or not", experiment="ads")
+    for path in (folder / "evaluation").iterdir():
+        path.unlink()
+    add_label_evaluation(folder, "test", num_samples, fused, **config)
+    return folder
+
+
+def add_label_evaluation(
+    folder: Path, split: str, num_samples: int, fused: bool = True, labels: Sequence[str] = ("True", "0"), **config: Any
+) -> None:
+    task = ClassifyTask("classify", Config(**config))
+    val, samples = label_samples(folder, "val", 200, task), label_samples(folder, split, num_samples, task, labels)
+    task.decision = task.settle(_answers(task, val, 0, "image", "text"), val)
+    answers = {"model": _answers(task, samples, 1, "image", "text")}
+    if fused:
+        for sample, answer in zip(samples, answers["model"], strict=True):
+            share = 1 / (1 + math.exp(-random.Random(sample.id).gauss(-0.5 if sample.text else 1.6, 0.5)))
+            answer["weights"] = {"image": share, "text": 1 - share}
+        answers["absent_image"] = _answers(task, samples, 1, "text")
+        answers["absent_text"] = _answers(task, samples, 1, "image")
+        answers["shuffled_text"] = _answers(task, samples, 2, "image")
+    answers["blank_image"] = _answers(task, samples, 3, "text")
+    answers["most_frequent"] = [task.prior(val)] * num_samples
+    scored = {system: task.score(given, samples) for system, given in answers.items()}
+    drawing = Drawing(num_samples, None, f"{num_samples} samples", 200, 0)
+    systems = {system: drawing.table(scores) for system, scores in scored.items()}
+    differences = {system: drawing.differences(scored["model"], scores) for system, scores in scored.items() if system != "model"}
+    entry = evaluation_entry(split, num_samples) | {
+        "task": task.name,
+        "held_out": "advertisers that training did not see",
+        "prompt": "",
+        "decoding": task.decoding,
+        "decision": task.decision,
+        "signature": dict(scored["model"].signature),
+        "higher_is_better": dict(scored["model"].higher_is_better),
+        "resampled": drawing.unit,
+        "systems": systems,
+        "differences": differences,
+        "slices": _slices(("hand", "channel"), task, answers["model"], samples, drawing),
+        "details": task.details(answers["model"], samples),
+        "conclusions": _conclusions(systems, differences, scored["model"].higher_is_better, num_samples),
+    }
+    write_json(folder / "evaluation" / f"{split}.json", entry)
+    lines = _sample_lines(samples, answers, scored["model"])
+    (folder / "evaluation" / f"{split}.samples.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def label_samples(folder: Path, split: str, num_samples: int, task: ClassifyTask, labels: Sequence[str] = ("True", "0")) -> list[Sample]:
+    """Real drawings with Korean names as their words; every third without words, and at fixed places all that makes pages break."""
+    rows = [json.loads(line) for line in (DRAWINGS / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples = []
+    for index in range(num_samples):
+        rng, row = random.Random(f"{split}-{index}"), rows[(index * 7) % len(rows)]
+        text = "" if index % 3 == 1 else f"{row['name_ko']} 특가! {rng.randrange(10, 90)}% 할인\n지금 바로 주문하세요"
+        image: Path | None = DRAWINGS / row["image"]
+        if index == 2:
+            text, image = f"{INJECTION} {LONG_WORD} | a *bold* claim", None
+        if index == 5:
+            image = folder / "광고 사진 (1) #2 & 100%.png"
+            draw_picture(image, rng)
+        if index == 8:
+            image = folder / "missing [x](y).png"
+        classes = task.config.classes
+        names = tuple(name for name in classes if rng.random() < 0.4) if task.config.multi_label else (rng.choice(classes or labels),)
+        meta = {"hand": ["adult", "child", ""][index % 3], "channel": "웹툰" if index % 20 == 0 else "feed"}
+        samples.append(Sample(f"{split}-{index:04d}", image, references=names, text=text, meta=meta))
+    return samples
+
+
+def _answers(task: ClassifyTask, samples: Sequence[Sample], seed: int, *seen: str) -> list[Any]:
+    """Logits from noise and the label as far as it is seen, twice as sure as they should be."""
+    logits = []
+    for sample, target in zip(samples, task._targets(samples).tolist(), strict=True):
+        rng = random.Random(f"{sample.id}-{seed}")
+        strength = 1.1 * ("image" in seen) + 1.9 * ("text" in seen and bool(sample.text))
+        logits.append([2 * (strength * (value - 0.5) * 2 + rng.gauss(0, 1.4)) for value in target])
+    return task.read(torch.tensor(logits))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,11 +7,9 @@ import importlib.util
 import io
 import json
 import re
-import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -330,18 +328,6 @@ def test_which_way_is_better() -> None:
     assert higher_is_better("exact_match", {})
     assert not higher_is_better("rmse_kelvin", {})
     assert higher_is_better("rmse_kelvin", {"higher_is_better": {"rmse_kelvin": True}})
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no chromium on PATH")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.browser

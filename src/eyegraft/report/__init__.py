@@ -1,4 +1,4 @@
-"""The report room: one self-contained page per run, written from the files that the run left behind."""
+"""The report room: one self-contained page per run, and a listing of every sample of a label task, from the files that the run left."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from pathlib import Path
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Write `<run>/report.html` and return its path; see `eyegraft.report.page`."""
-    from eyegraft.report.page import write_page  # templates and charts are paid for only when a page is written
+    """Write `<run>/report.html` and return its path; of a label task also `<run>/<split>_report.md` for every split that was evaluated.
 
-    return write_page(Path(run_dir))
+    See `eyegraft.report.page` and `eyegraft.report.listing`.
+
+    Raises:
+        RunError: there is no readable `run.json`.
+    """
+    from eyegraft.report.listing import write_listings
+    from eyegraft.report.page import write_page  # templates and charts are paid for only when a page is written
+    from eyegraft.report.reading import read_run
+
+    run = read_run(Path(run_dir))
+    write_listings(run)
+    return write_page(run)
 
 
 __all__ = ["write_report"]

@@ -132,6 +132,96 @@ def interval_chart(rows: Sequence[Mapping[str, Any]], systems: Sequence[str], co
     )
 
 
+def reliability_chart(panels: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]], width: int, columns: int) -> Markup:
+    """Reliability diagrams: how often the label is true over the probability that was said, and beneath how many samples each bin holds.
+
+    Args:
+        panels: (`model` or another word, title, bins {low, high, count, mean_probability, frequency, low_ci, high_ci}).
+    """
+    specs = [_reliability_panel(MODEL if name == "model" else OTHER, title, bins, width) for name, title, bins in panels]
+    return render({"concat": specs, "columns": columns, "spacing": 34})
+
+
+def _reliability_panel(colour: str, title: str, bins: Sequence[Mapping[str, Any]], width: int) -> dict[str, Any]:
+    axis = {"tickCount": 5, "format": ".1f"}
+    unit = {"domain": [0, 1]}
+    x = {"field": "mean_probability", "type": "quantitative", "title": None, "scale": unit, "axis": {**axis, "labels": False}}
+    y = {"field": "frequency", "type": "quantitative", "title": "how often true", "scale": unit, "axis": {**axis, "minExtent": 34}}
+    diagonal = {"values": [{"mean_probability": 0, "frequency": 0}, {"mean_probability": 1, "frequency": 1}]}
+    # a bin of one sample says little, and should look so
+    weight = {"field": "count", "type": "quantitative", "legend": None, "scale": {"zero": True, "range": [12, 150]}}
+    layers: list[dict[str, Any]] = [
+        {
+            "data": diagonal,
+            "mark": {"type": "line", "color": MUTED, "strokeDash": [4, 4], "strokeWidth": 1.2},
+            "encoding": {"x": x, "y": y},
+        },
+        {
+            "mark": {"type": "rule", "color": colour, "strokeWidth": 1.3},
+            "encoding": {"x": x, "y": {**y, "field": "low_ci"}, "y2": {"field": "high_ci"}},
+        },
+        {"mark": {"type": "point", "color": colour, "fill": colour, "opacity": 1}, "encoding": {"x": x, "y": y, "size": weight}},
+    ]
+    edges = {**x, "field": "low", "title": "probability said", "axis": axis}
+    top = max((row["count"] or 0 for row in bins), default=0)
+    counts = {"field": "count", "type": "quantitative", "title": "samples", "scale": {"domain": [0, 1.3 * top]}}
+    bars: list[dict[str, Any]] = [
+        {
+            "mark": {"type": "bar", "color": colour, "binSpacing": 1.5},
+            "encoding": {
+                "x": {**edges, "bin": "binned"},
+                "x2": {"field": "high"},
+                "y": {**counts, "axis": {"minExtent": 34, "tickCount": 2}},
+            },
+        },
+        {
+            "transform": [{"calculate": "(datum.low + datum.high) / 2", "as": "middle"}],
+            "mark": {"type": "text", "dy": -6, "fontSize": 9, "color": MUTED},
+            "encoding": {"x": {**edges, "field": "middle"}, "y": counts, "text": {"field": "count", "format": ",d"}},
+        },
+    ]
+    heading = {"text": title, "anchor": "start", "fontSize": 12, "fontWeight": 600, "color": INK}
+    parts = [{"width": width, "height": round(0.62 * width), "layer": layers}, {"width": width, "height": 70, "layer": bars}]
+    return {"title": heading, "data": {"values": [dict(row) for row in bins]}, "vconcat": parts, "spacing": 10}
+
+
+def share_chart(series: Mapping[str, Sequence[float]], modality: str, width: int, columns: int) -> Markup:
+    """Histograms of a modality's share of a gate, one panel for each part of the samples, with its mean marked."""
+    rows = [{"part": _part(name, values), "share": share} for name, values in series.items() for share in values]
+    x = {"field": "share", "type": "quantitative", "scale": {"domain": [0, 1]}}
+    axis = {"tickCount": 5, "format": ".1f"}
+    bars: dict[str, Any] = {
+        "transform": [
+            {"bin": {"extent": [0, 1], "step": 0.05}, "field": "share", "as": ["from", "to"]},
+            {"aggregate": [{"op": "count", "as": "samples"}], "groupby": ["part", "from", "to"]},
+        ],
+        "mark": {"type": "bar", "color": MODEL, "binSpacing": 1.5},
+        "encoding": {
+            "x": {**x, "field": "from", "bin": "binned", "title": f"share of the {modality}", "axis": axis},
+            "x2": {"field": "to"},
+            "y": {"field": "samples", "type": "quantitative", "title": "samples", "axis": {"tickCount": 3, "minExtent": 34}},
+        },
+    }
+    mean = {
+        "mark": {"type": "rule", "color": BEST, "strokeDash": [3, 3], "strokeWidth": 1.6},
+        "encoding": {"x": {**x, "aggregate": "mean"}},
+    }
+    return render(
+        {
+            "data": {"values": rows},
+            "facet": {"field": "part", "type": "nominal", "sort": [_part(name, values) for name, values in series.items()]},
+            "columns": columns,
+            "spacing": {"row": 26, "column": 34},
+            "resolve": {"scale": {"y": "independent"}, "axis": {"x": "independent"}},  # right answers outnumber wrong ones
+            "spec": {"width": width, "height": 110, "layer": [bars, mean]},
+        }
+    )
+
+
+def _part(name: str, values: Sequence[float]) -> str:
+    return f"{name}: {len(values):,} samples, mean {sum(values) / len(values):.2f}"
+
+
 def thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most `MAX_POINTS` points, each the mean of a run of neighbours."""
     if len(curve) <= MAX_POINTS:

@@ -14,22 +14,19 @@ from eyegraft.evaluation.run import MIN_SAMPLES
 from eyegraft.files import write_atomically
 from eyegraft.report import charts, words
 from eyegraft.report.gallery import MAX_CARDS, THUMBNAIL_PX, Gallery, build_gallery
-from eyegraft.report.reading import Run, Stage, finite, mapping, read_run
+from eyegraft.report.label_view import CUT_COUNTS, CUT_METRICS, NUM_METRICS, OPEN_LABEL_CARDS, LabelView, Slice, label_view, slices_of
+from eyegraft.report.labels import kind_of
+from eyegraft.report.reading import Figure, Run, Stage, figure, finite, mapping
 
-MODEL, BLANK = "model", "blank_image"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value and the ends of its 95 % interval, each None where it is unknown."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def known(self) -> bool:
-        return self.low is not None and self.high is not None
+MODEL = "model"
+_INPUTS = {
+    "blank_image": (
+        "It uses the picture: better than with a blank one",
+        "Worse than with a blank picture",
+        "No clear sign that it uses the picture",
+    ),
+    "absent_text": ("It uses the text: better than without", "Worse than without the text", "No clear sign that it uses the text"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,10 @@ class SplitView:
     wide: Markup | None
     narrow: Markup | None
     gallery: Gallery
+    slices: dict[str, list[Slice]]
+    labels: LabelView | None
+    notes: Mapping[str, str]
+    first_metrics: list[str]
 
     @property
     def tone(self) -> str:
@@ -83,15 +84,10 @@ class StageView:
     rate_narrow: Markup | None
 
 
-def write_page(folder: Path) -> Path:
-    """Write `report.html` into a run folder, in one move, so that a reader never meets half a page.
-
-    Raises:
-        RunError: there is no readable `run.json`.
-    """
-    run = read_run(folder)
+def write_page(run: Run) -> Path:
+    """Write `report.html` into a run's folder, in one move, so that a reader never meets half a page."""
     page = _environment().get_template("page.html.j2").render(_context(run))
-    target = folder / "report.html"
+    target = run.folder / "report.html"
     write_atomically(target, page)
     return target
 
@@ -101,7 +97,17 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    spoken = (words.plain, words.system_label, words.number, words.score, words.count, words.duration, words.moment, words.answer_text)
+    spoken = (
+        words.plain,
+        words.system_label,
+        words.number,
+        words.score,
+        words.probability,
+        words.count,
+        words.duration,
+        words.moment,
+        words.answer_text,
+    )
     environment.filters.update({function.__name__: function for function in (*spoken, mapping)})
     environment.globals.update(counted=words.counted, share=words.share)
     return environment
@@ -122,9 +128,11 @@ def _context(run: Run) -> dict[str, Any]:
         "splits": [_split_view(run, name) for name in _split_order(run)],
         "colours": charts.COLOURS,
         "font": Markup(charts.FONT),  # a constant of ours, with quotes that belong into the style sheet
-        "system_notes": words.SYSTEM_NOTES,
+        "cut_metrics": CUT_METRICS,
+        "cut_counts": CUT_COUNTS,
         "max_cards": MAX_CARDS,
         "thumbnail_px": THUMBNAIL_PX,
+        "open_cards": OPEN_LABEL_CARDS,
     }
 
 
@@ -150,12 +158,16 @@ def _stage_view(stage: Stage) -> StageView:
 def _split_view(run: Run, name: str) -> SplitView:
     info = run.evaluations[name]
     written = mapping(info.get("systems"))
-    table = {system: {metric: _figure(value) for metric, value in mapping(values).items()} for system, values in written.items()}
+    table = {system: {metric: figure(value) for metric, value in mapping(values).items()} for system, values in written.items()}
     systems = sorted(table, key=lambda system: system != MODEL)  # stable: the model first, the rest as written
     metrics = list(dict.fromkeys(metric for system in systems for metric in table[system]))
     directions = {metric: words.higher_is_better(metric, info) for metric in metrics}
-    metric = next(iter(table.get(MODEL, {})), metrics[0] if metrics else "")
-    rows = _chart_rows(table, systems, metrics)
+    metric = _main_metric(table.get(MODEL, {}), metrics)
+    samples = run.samples.get(name, [])
+    kind = kind_of(samples)
+    # a label task has a dozen metrics: the table holds them all, a chart of them all would bury the rest
+    first = [name for name in metrics if table.get(MODEL, {}).get(name, Figure()).value is not None][:NUM_METRICS]
+    rows = _chart_rows(table, systems, metrics if kind is None else first)
     labels = [words.system_label(system) for system in systems]
     return SplitView(
         name=name,
@@ -171,14 +183,18 @@ def _split_view(run: Run, name: str) -> SplitView:
         best={name: system for name in metrics if (system := _best_system(table, list(table), name, directions[name]))},
         wide=charts.interval_chart(rows, labels, columns=3, panel_width=245),
         narrow=charts.interval_chart(rows, labels, columns=1, panel_width=186),
-        gallery=build_gallery(run.samples.get(name, []), info, metrics, run.folder),
+        gallery=build_gallery(samples, info, metrics, run.folder) if kind is None else Gallery(num_samples=len(samples)),
+        slices=slices_of(info, first),
+        labels=None if kind is None else label_view(samples, info, first, kind, run.folder),
+        notes=words.SYSTEM_NOTES if kind is None else words.LABEL_NOTES,
+        first_metrics=first,
     )
 
 
-def _figure(value: Any) -> Figure:
-    if isinstance(value, Mapping):
-        return Figure(finite(value.get("value")), finite(value.get("low")), finite(value.get("high")))
-    return Figure(finite(value))
+def _main_metric(model: Mapping[str, Figure], metrics: Sequence[str]) -> str:
+    """The first that has a value: AUROC has none where all labels are of one class."""
+    known = (name for name, found in model.items() if found.value is not None)
+    return next(known, None) or next(iter(model), metrics[0] if metrics else "")
 
 
 def _chart_rows(table: Mapping[str, Mapping[str, Figure]], systems: Sequence[str], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -218,19 +234,15 @@ def _verdicts(info: Mapping[str, Any], table: Mapping[str, Mapping[str, Figure]]
     differences = mapping(info.get("differences"))
 
     def difference(system: str) -> Figure:
-        found = _figure(mapping(differences.get(system)).get(metric))
+        found = figure(mapping(differences.get(system)).get(metric))
         other = table[system][metric].value
         return found if found.value is not None or other is None else Figure(value - other)
 
     named = f"the best baseline, {words.system_label(rival).lower()} ({_range(table[rival][metric])})"
     verdicts = [_verdict(difference(rival), higher, f"Better than {named}", f"Worse than {named}", f"No clear lead over {named}")]
-    if rival != BLANK and table.get(BLANK, {}).get(metric, Figure()).value is not None:
-        seen = (
-            "It uses the picture: better than with a blank one",
-            "Worse than with a blank picture",
-            "No clear sign that it uses the picture",
-        )
-        verdicts.append(_verdict(difference(BLANK), higher, *seen))
+    for system, seen in _INPUTS.items():
+        if rival != system and table.get(system, {}).get(metric, Figure()).value is not None:
+            verdicts.append(_verdict(difference(system), higher, *seen))
     return verdicts
 
 

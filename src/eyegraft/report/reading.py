@@ -12,6 +12,19 @@ from typing import Any
 from eyegraft.errors import RunError
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A value and the ends of its 95 % interval, each None where it is unknown."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def known(self) -> bool:
+        return self.low is not None and self.high is not None
+
+
 @dataclass
 class Stage:
     """One stage: its entry in `run.json` and its curves.
@@ -84,6 +97,13 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def figure(value: Any) -> Figure:
+    """An entry {value, low, high} of an evaluation, or a bare number."""
+    if isinstance(value, Mapping):
+        return Figure(finite(value.get("value")), finite(value.get("low")), finite(value.get("high")))
+    return Figure(finite(value))
 
 
 def _stage_names(run: Run) -> list[str]:

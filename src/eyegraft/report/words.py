@@ -12,6 +12,9 @@ SYSTEM_LABELS = {
     "model": "Model",
     "blank_image": "Blank image",
     "shuffled_image": "Shuffled images",
+    "absent_text": "Image only",
+    "absent_image": "Text only",
+    "shuffled_text": "Shuffled texts",
     "most_frequent": "Most frequent answer",
     "nearest_neighbour": "Nearest neighbour",
 }
@@ -20,9 +23,19 @@ SYSTEM_NOTES = {
     "model": "the trained model",
     "blank_image": "the same model, shown an empty picture",
     "shuffled_image": "the same model, shown the picture of another sample",
+    "absent_text": "the same model, texts absent; an empty text counts as absent",
+    "absent_image": "the same model, images absent",
+    "shuffled_text": "the same model, shown the text of another sample",
     "most_frequent": "the most frequent training answer, always",
     "nearest_neighbour": "the answer of the most similar training picture",
 }
+
+LABEL_NOTES = {
+    **SYSTEM_NOTES,
+    "most_frequent": "the share of each class in training, always",
+    "nearest_neighbour": "the shares of the classes among the nearest training samples",
+}
+"""The same where the answers are probabilities of labels."""
 
 _LOWER_IS_BETTER = frozenset({"loss", "error", "rmse", "mae", "mse", "nll", "perplexity", "brier", "ece", "wer", "cer", "bias", "seconds"})
 
@@ -36,6 +49,10 @@ _SPELLING = {
     "rmse": "RMSE",
     "mae": "MAE",
     "auc": "AUC",
+    "auroc": "AUROC",
+    "pr": "PR",
+    "ece": "ECE",
+    "brier": "Brier",
 }
 
 MAX_TEXT = 600
@@ -78,6 +95,14 @@ def score(value: Any) -> str:
     """A figure of a table, where the smoothing of a metric may leave traces such as 3e-18 that say nothing."""
     amount = finite(value)
     return "<0.001" if amount is not None and 0 < amount < 0.0005 else number(amount)
+
+
+def probability(value: Any) -> str:
+    """In three digits, of which neither end is claimed unless it is reached."""
+    amount = finite(value)
+    if amount is None:
+        return "–"
+    return "<0.001" if 0 < amount < 0.001 else ">0.999" if 0.999 < amount < 1 else f"{amount:.3f}"
 
 
 def count(value: Any) -> str:

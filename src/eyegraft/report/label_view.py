@@ -1,0 +1,305 @@
+"""What the page says of a label task beyond its scores: thresholds, confusion, calibration, what each input is worth, gates, cards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from eyegraft.evaluation.run import MIN_SAMPLES
+from eyegraft.report import charts, words
+from eyegraft.report.gallery import MAX_CARDS, PICTURE_BUDGET, thumbnail
+from eyegraft.report.labels import Answered, Group, Kind, grouped
+from eyegraft.report.reading import Figure, figure, finite, mapping
+
+NUM_METRICS = 3
+"""Metrics of the chart, the slices and the worth of an input: the first that the task names."""
+MAX_CLASSES = 40
+OPEN_LABEL_CARDS = 24
+"""Cards of an outcome that stand open."""
+ABLATIONS: Mapping[str, tuple[str, str, str]] = {
+    "absent_text": ("The texts help.", "No clear sign that the texts help.", "It does better without the texts."),
+    "absent_image": ("The images help.", "No clear sign that the images help.", "It does better without the images."),
+    "shuffled_text": (
+        "It reads the texts: those of other samples mislead it.",
+        "No clear sign that it matters whose text it reads.",
+        "It does better with the texts of other samples.",
+    ),
+    "shuffled_image": (
+        "It looks at the images: those of other samples mislead it.",
+        "No clear sign that it matters whose image it sees.",
+        "It does better with the images of other samples.",
+    ),
+    "blank_image": ("It uses the picture.", "No clear sign that it uses the picture.", "It does better with a blank picture."),
+}
+"""Damaged input -> what to say where the model is better with the true one, where that is unclear, and where it is worse."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """The model with one input damaged: its score, and how much the true input adds to each of the first metrics."""
+
+    system: str
+    alone: Figure
+    gains: list[Figure]
+    tone: str
+    reading: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Scores of a split at one threshold."""
+
+    name: str
+    threshold: float | None
+    in_use: bool
+    values: list[float | None]
+    counts: list[Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error and diagrams, before and after division of the logits by `temperature`."""
+
+    temperature: float | None
+    ece: float | None
+    ece_before: float | None
+    wide: Markup
+    narrow: Markup
+
+    @property
+    def note(self) -> str:
+        said = "Expected calibration error (ECE, lower is better) is the gap between what is said and what is so, mean over the samples."
+        if self.temperature is None or self.temperature == 1:
+            return f"{said} The probabilities are those of training: no temperature was chosen."
+        chosen = f"The temperature {words.number(self.temperature)} was chosen on validation"
+        return f"{said} {chosen}; it changes no order, so AUROC stays as it is."
+
+
+@dataclass(frozen=True)
+class Slice:
+    value: str
+    num_samples: float
+    few: bool
+    figures: list[Figure]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: how many samples have it, how many are called it, how many of both, and what it is most often taken for."""
+
+    name: str
+    labelled: int
+    called: int
+    hits: int
+    taken_for: str
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How a gate divides itself between two modalities."""
+
+    modality: str
+    wide: Markup
+    narrow: Markup
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample with its picture, or the reason why there is none."""
+
+    sample: Answered
+    picture: str | None
+    no_picture: str
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The cards of one outcome."""
+
+    group: Group
+    cards: list[Shown]
+
+
+@dataclass(frozen=True)
+class LabelView:
+    """Everything that stands on the page of a label task only. What does not apply is empty or None."""
+
+    kind: Kind
+    worths: list[Worth]
+    cuts: list[Cut]
+    cuts_note: str
+    confusion: Mapping[str, Any]
+    calibration: Calibration | None
+    shares: Shares | None
+    classes: list[ClassRow]
+    num_classes: int
+    shelves: list[Shelf]
+    reads_text: bool
+
+
+def label_view(rows: Sequence[Mapping[str, Any]], info: Mapping[str, Any], metrics: Sequence[str], kind: Kind, folder: Path) -> LabelView:
+    """Args:
+    rows: lines of the samples file.
+    info: the evaluation of the split.
+    metrics: the first ones, by which inputs are compared.
+    folder: the run, to which relative picture paths refer.
+    """
+    details = mapping(info.get("details"))
+    groups = grouped(rows, kind)
+    classes = [] if kind == "binary" else _classes(rows)
+    return LabelView(
+        kind=kind,
+        worths=_worths(info, metrics),
+        cuts=cuts_of(details, info),
+        cuts_note=threshold_note(details, str(info.get("split") or "this split")),
+        confusion=mapping(details.get("confusion")),
+        calibration=_calibration(mapping(details.get("calibration"))),
+        shares=_shares([answered for group in groups for answered in group.answered]),
+        classes=classes[:MAX_CLASSES],
+        num_classes=len(classes),
+        shelves=_shelves(groups, folder),
+        reads_text=any(answered.text.strip() for group in groups for answered in group.answered),
+    )
+
+
+def slices_of(info: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, list[Slice]]:
+    """Column -> a row for each of its values."""
+    return {
+        column: [_slice(value, mapping(entry), metrics) for value, entry in mapping(values).items()]
+        for column, values in mapping(info.get("slices")).items()
+    }
+
+
+def _slice(value: str, entry: Mapping[str, Any], metrics: Sequence[str]) -> Slice:
+    samples, found = finite(entry.get("num_samples")) or 0, mapping(entry.get("metrics"))
+    return Slice(value, samples, samples < MIN_SAMPLES, [figure(found.get(name)) for name in metrics])
+
+
+def _worths(info: Mapping[str, Any], metrics: Sequence[str]) -> list[Worth]:
+    systems, differences = mapping(info.get("systems")), mapping(info.get("differences"))
+    few = (finite(info.get("num_samples")) or 0) < MIN_SAMPLES
+    found = []
+    for system, (good, unclear, bad) in ABLATIONS.items():
+        if system not in systems or not metrics:
+            continue
+        gains = [figure(mapping(differences.get(system)).get(name)) for name in metrics]
+        low, high = gains[0].low, gains[0].high
+        if low is not None and high is not None and not words.higher_is_better(metrics[0], info):
+            low, high = -high, -low
+        tone, reading = "unclear", unclear
+        if few:
+            reading = "Too few samples to tell."
+        elif low is not None and low > 0:
+            tone, reading = "good", good
+        elif high is not None and high < 0:
+            tone, reading = "bad", bad
+        found.append(Worth(system, figure(mapping(systems[system]).get(metrics[0])), gains, tone, reading))
+    return found
+
+
+CUT_METRICS, CUT_COUNTS = ("accuracy", "precision", "recall", "f1"), ("fp", "fn", "tp", "tn")
+
+
+def threshold_note(details: Mapping[str, Any], split: str) -> str:
+    """Who chose the thresholds: a result at a threshold that its own samples chose would look better than it is."""
+    if not mapping(details.get("chosen_on_validation")):
+        return "Validation chose no threshold."
+    if split == "val":
+        return "Chosen on these very samples: the scores at these thresholds look better than they are."
+    return f"Chosen on validation alone and applied to {split}: no threshold was tried on these samples."
+
+
+def cuts_of(details: Mapping[str, Any], info: Mapping[str, Any]) -> list[Cut]:
+    """The threshold in use, then those that validation chose."""
+    used, model = finite(details.get("threshold")), mapping(mapping(info.get("systems")).get("model"))
+    chosen = {name: mapping(entry) for name, entry in mapping(details.get("chosen_on_validation")).items()}
+    found = [
+        Cut(f"best {words.plain(name)} on validation", finite(entry.get("threshold")), finite(entry.get("threshold")) == used,
+            [finite(entry.get(metric)) for metric in CUT_METRICS], [entry.get(count) for count in CUT_COUNTS])
+        for name, entry in chosen.items()
+    ]  # fmt: skip
+    if used is not None and not any(cut.in_use for cut in found):
+        values = [figure(model.get(metric)).value for metric in CUT_METRICS]
+        found.insert(
+            0, Cut("set in the recipe", used, True, values, [mapping(details.get("confusion")).get(count) for count in CUT_COUNTS])
+        )
+    return found
+
+
+def _calibration(entry: Mapping[str, Any]) -> Calibration | None:
+    after, before = (_bins(entry.get(name)) for name in ("reliability", "reliability_before"))
+    if not after:
+        return None
+    temperature, ece, ece_before = (finite(entry.get(name)) for name in ("temperature", "ece", "ece_before"))
+    panels = [("model", f"ECE {words.number(ece)}", after)]
+    if temperature not in (None, 1.0) and before:
+        named = f"temperature {words.number(temperature)}: ECE {words.number(ece)}"
+        panels = [("raw", f"as trained: ECE {words.number(ece_before)}", before), ("model", named, after)]
+    return Calibration(
+        temperature, ece, ece_before, charts.reliability_chart(panels, 400, columns=2), charts.reliability_chart(panels, 285, columns=1)
+    )
+
+
+def _bins(value: Any) -> list[dict[str, float | None]]:
+    rows = [mapping(row) for row in value] if isinstance(value, list) else []
+    names = ("low", "high", "count", "mean_probability", "frequency", "low_ci", "high_ci")
+    return [{name: finite(row.get(name)) for name in names} for row in rows if finite(row.get("frequency")) is not None]
+
+
+def _shares(answered: Sequence[Answered]) -> Shares | None:
+    weighed = [sample for sample in answered if len(sample.shares) > 1]
+    if not weighed:
+        return None
+    modality = next(iter(weighed[0].shares))
+    parts = {
+        "right": [sample for sample in weighed if sample.right],
+        "wrong": [sample for sample in weighed if sample.right is False],
+        "with a text": [sample for sample in weighed if sample.text.strip()],
+        "without a text": [sample for sample in weighed if not sample.text.strip()],
+    }
+    if not parts["without a text"] or not parts["with a text"]:  # one of them is everything
+        parts = {name: parts[name] for name in ("right", "wrong")}
+    series = {name: [sample.shares.get(modality, 0.0) for sample in part] for name, part in parts.items() if part}
+    return Shares(modality, charts.share_chart(series, modality, 400, columns=2), charts.share_chart(series, modality, 285, columns=1))
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> list[ClassRow]:
+    """The classes that are found least first. What a class is taken for is asked only where there is one answer a sample."""
+    labelled, called, hits, mistaken = Counter[str](), Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+    for row in rows:
+        label = mapping(mapping(row.get("answers")).get("model")).get("label")
+        answers = {str(name) for name in label} if isinstance(label, list) else {str(label)} if label is not None else set()
+        references = row.get("references")
+        truth = {str(name) for name in references} if isinstance(references, list) else set()
+        labelled.update(truth)
+        called.update(answers)
+        hits.update(truth & answers)
+        if isinstance(label, str) and len(truth) == 1 and not truth & answers:
+            mistaken[next(iter(truth)), label] += 1
+    taken: dict[str, str] = {}
+    for (name, other), count in mistaken.most_common():
+        taken.setdefault(name, f"{other} ({count})")
+    names = dict.fromkeys([*labelled, *called])
+    found = [ClassRow(name, labelled[name], called[name], hits[name], taken.get(name, "")) for name in names]
+    return sorted(found, key=lambda row: (row.hits / row.labelled if row.labelled else 1.0, row.name))
+
+
+def _shelves(groups: Sequence[Group], folder: Path) -> list[Shelf]:
+    """The first samples of every group, with pictures as long as the budget lasts: errors come first, so they have them."""
+    spent, shelves = 0, []
+    for group in groups:
+        cards = []
+        for sample in group.answered[: MAX_CARDS // len(groups)]:
+            if spent >= PICTURE_BUDGET:
+                cards.append(Shown(sample, None, "picture left out"))
+                continue
+            picture, reason = thumbnail(sample.image, folder)
+            spent += len(picture or "")
+            cards.append(Shown(sample, picture, reason))
+        shelves.append(Shelf(group, cards))
+    return shelves
