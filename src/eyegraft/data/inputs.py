@@ -153,7 +153,8 @@ class StoredReader:
         return self.plain.present(sample)
 
     def read(self, sample: Sample, seed: int | None) -> int:
-        return self.rows[self.record(sample, seed % self.copies if self.copies and seed is not None else None)]
+        copy = (seed or 0) % self.copies if self.copies else None  # without a seed any of them serves: the first
+        return self.rows[self.record(sample, copy)]
 
     def stack(self, items: Sequence[int]) -> Tokens:
         values = self.store.read(np.array(items, dtype=np.int64))  # [B, N, D]

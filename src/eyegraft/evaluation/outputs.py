@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eyegraft.files import write_atomically
+from eyegraft.tasks import Task
 from eyegraft.training.runs import Run
 from eyegraft.types import Sample
 
 
-def write_outputs(run: Run, name: str, result: Mapping[str, Any], answers: Sequence[Any], samples: Sequence[Sample]) -> None:
+def write_outputs(run: Run, task: Task, name: str, result: Mapping[str, Any], answers: Sequence[Any], samples: Sequence[Sample]) -> None:
     """Write the model's answers, and add a split's numbers to `results.json`: `test` at the top level, other splits by their names."""
-    rows = [_prediction(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+    rows = [_prediction(sample, task.truth(sample), answer) for sample, answer in zip(samples, answers, strict=True)]
     write_atomically(run.folder / f"{name}_predictions.json", json.dumps(rows, indent=1, ensure_ascii=False))
     place = run.folder / "results.json"
     before = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
@@ -42,16 +43,15 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     for wanted, at in details.get("chosen_on_validation", {}).items():
         flat[f"best_threshold_{wanted}"] = at["threshold"]
         flat |= {f"{metric}_at_best_{wanted}": value for metric, value in at.items() if metric != "threshold"}
-    if "calibration" in details:
-        flat["temperature"] = details["calibration"]["temperature"]
+    if "temperature" in result["decision"]:
+        flat["temperature"] = result["decision"]["temperature"]
     return flat
 
 
-def _prediction(sample: Sample, answer: Any) -> dict[str, Any]:
-    """{path, gt, pred, prob, …} of a label task; {path, gt, pred} of a text."""
-    row: dict[str, Any] = {"id": sample.id, "path": str(sample.image) if sample.image is not None else None}
+def _prediction(sample: Sample, truth: Any, answer: Any) -> dict[str, Any]:
+    """{path, gt, pred, prob, …} of a label task, gt in the words of pred; {path, gt, pred} of a text."""
+    row = {"id": sample.id, "path": str(sample.image) if sample.image is not None else None, "gt": truth}
     if not isinstance(answer, Mapping):
-        return {**row, "gt": list(sample.references), "pred": answer}
+        return {**row, "pred": answer}
     names: dict[str, str] = {"label": "pred", "probability": "prob", "probabilities": "probs"}
-    truth = sample.references[0] if len(sample.references) == 1 else list(sample.references)
-    return {**row, "gt": truth, **{names.get(str(key), str(key)): value for key, value in answer.items()}}
+    return {**row, **{names.get(str(key), str(key)): value for key, value in answer.items()}}

@@ -62,6 +62,8 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
         if split not in data.splits:
             raise DataError(f"no split {split!r}", f"one of {', '.join(data.splits)}", nearest(split, data.splits))
     model, task, checkpoint = load_model(opened, stage)
+    for split in wanted:
+        task.check(data.splits[split], split)  # every fault of the labels, before an answer is made
     suffix = f"@{stage}" if stage is not None and checkpoint != opened.checkpoint() else ""
     return {split: _evaluate_split(opened, model, task, checkpoint, data, split, f"{split}{suffix}") for split in wanted}
 
@@ -172,7 +174,7 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{file_name}.samples.jsonl", "".join(_sample_lines(samples, answers, scored["model"])))
     write_atomically(folder / f"{file_name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
-    write_outputs(run, file_name, result, answers["model"], samples)
+    write_outputs(run, task, file_name, result, answers["model"], samples)
     return result
 
 

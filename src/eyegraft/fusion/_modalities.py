@@ -25,7 +25,8 @@ class Modalities(nn.Module):
 
     def __init__(self, dims: Mapping[str, int], dropout: ModalityDropout) -> None:
         super().__init__()
-        self.absent = nn.ParameterDict({modality: nn.Parameter(torch.zeros(dim)) for modality, dim in dims.items()})
+        # Not zero: what is scaled to length 1 has no gradient there that any step could follow
+        self.absent = nn.ParameterDict({modality: nn.Parameter(torch.randn(dim) / dim**0.5) for modality, dim in dims.items()})
         self.dropout: dict[str, float] = {modality: share for modality, share in dropout.items() if modality in dims and len(dims) > 1}
 
     def forward(self, tokens: Mapping[str, Tokens]) -> dict[str, Tensor]:

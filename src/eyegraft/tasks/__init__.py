@@ -45,7 +45,7 @@ class Task(Protocol):
         """
 
     def check(self, samples: Sequence[Sample], split: str) -> None:
-        """Raise a `DataError` unless the samples of a split can be learned from together."""
+        """Raise a `DataError` that lists whatever of a split cannot be used: of every split, and of `val` also where it is empty."""
 
     def read(self, logits: Tensor) -> list[Any]:
         """Answers straight from a forward's logits. Only where `reads_logits`."""
@@ -61,6 +61,9 @@ class Task(Protocol):
 
     def from_neighbours(self, neighbours: Sequence[Sample]) -> Any:
         """The answer that similar training samples suggest, the most similar first."""
+
+    def truth(self, sample: Sample) -> Any:
+        """What would be right, in the words of an answer: the label or labels; of a text all that are acceptable."""
 
     def score(self, answers: Sequence[Any], samples: Sequence[Sample]) -> Scores:
         """The task's metrics over answers."""

@@ -82,6 +82,9 @@ class CaptionTask:
     def from_neighbours(self, neighbours: Sequence[Sample]) -> str:
         return neighbours[0].references[0]
 
+    def truth(self, sample: Sample) -> list[str]:
+        return list(sample.references)
+
     def score(self, answers: Sequence[str], samples: Sequence[Sample]) -> Scores:
         return captions.score(answers, [sample.references for sample in samples])
 

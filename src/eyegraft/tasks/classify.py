@@ -20,13 +20,16 @@ from eyegraft.metrics import classification
 from eyegraft.types import Batch, Sample, Scores, Tokens
 
 _YES = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
+_NONE = "none"
+"""How a row says that it has none of several labels: an empty cell is one that somebody forgot."""
 
 
 class Config(Strict):
     """Attributes:
     classes: names of the classes, in order. Empty: yes or no, with the labels true, false, 1 and 0 in any case.
-    multi_label: a sample may have several of the classes, or none.
-    threshold: what a probability must reach to count as yes: a number, or the one that is best for `f1` or `accuracy` on validation.
+    multi_label: a sample may have several of the classes, or none of them, which its row says by the label `none`.
+    threshold: what a probability must reach to count as yes: a number, or, for yes or no, the one that is best for `f1` or `accuracy` on
+        validation. Validation during training counts with 0.5 then.
     """
 
     classes: tuple[str, ...] = ()
@@ -43,6 +46,8 @@ class Config(Strict):
             raise ValueError(f"threshold={self.threshold}: a probability between 0 and 1, f1 or accuracy")
         if self.exclusive and self.threshold != 0.5:
             raise ValueError("threshold of one class among several: the most probable one is taken")
+        if self.multi_label and isinstance(self.threshold, str):
+            raise ValueError(f"threshold={self.threshold} with multi_label: a number, validation chooses one for yes or no alone")
         return self
 
     @property
@@ -90,9 +95,13 @@ class ClassifyTask:
             if len(names) != 1 or names[0].strip().casefold() not in _YES:
                 raise self._no_label(sample, "true, false, 1 or 0, in any case", "")
             return (_YES[names[0].strip().casefold()],)
+        if self.config.multi_label and names == (_NONE,) and _NONE not in classes:
+            return (0.0,) * len(classes)
         unknown = [name for name in names if name not in classes]
-        if unknown or (len(names) != 1 and not self.config.multi_label):
-            expected = f"{'some' if self.config.multi_label else 'one'} of {shown(list(classes), 12)}"
+        if unknown or not names or (len(names) > 1 and not self.config.multi_label):
+            expected = (
+                f"some of {shown(list(classes), 12)}, or {_NONE}" if self.config.multi_label else f"one of {shown(list(classes), 12)}"
+            )
             raise self._no_label(sample, expected, nearest(unknown[0], classes) if unknown else "")
         return tuple(float(name in names) for name in classes)
 
@@ -101,18 +110,32 @@ class ClassifyTask:
         return DataError(f"sample {sample.id}: label {given}", expected, hint or f"mend the cell, or tasks.{self.name}.classes")
 
     def check(self, samples: Sequence[Sample], split: str) -> None:
-        tally = Counter(name for sample in samples for name in (sample.references or ("none",)))
-        if len({self._target(sample) for sample in samples}) < 2 and split == "train":
-            only = ", ".join(f"{count} of {name!r}" for name, count in tally.items())
-            raise DataError(f"split {split}: one class only ({only})", "samples of two classes or more", "check data.columns.references")
+        kinds: set[tuple[float, ...]] = set()
+        faults: list[DataError] = []
+        for sample in samples:
+            try:
+                kinds.add(self._target(sample))
+            except DataError as error:
+                faults.append(error)
+        if faults:
+            given = f"split {split}: {len(faults)} of {len(samples)} rows have no usable label:"
+            raise DataError(given + "".join(f"\n  {fault.given}" for fault in faults), faults[0].expected, faults[0].fix)
+        chooses = split == "val" and isinstance(self.config.threshold, str)
+        if len(kinds) < 2 and (split == "train" or chooses):
+            tally = Counter(", ".join(sample.references) for sample in samples)
+            only = ", ".join(f"{count} of {name!r}" for name, count in tally.most_common()) or "it has no samples"
+            why = f" to choose tasks.{self.name}.threshold={self.config.threshold} by" if chooses else ""
+            fix = f"another split, or a number for tasks.{self.name}.threshold" if chooses else "check data.columns.references"
+            raise DataError(f"split {split}: one class only ({only})", f"samples of two classes or more{why}", fix)
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def read(self, logits: Tensor) -> list[dict[str, Any]]:
         """Logits [B, K] -> an answer a sample. Probabilities are calibrated by the temperature that validation chose, where it did."""
-        raw = logits.detach().float().cpu() / float(self.decision.get("temperature", 1.0))
-        probabilities = raw.softmax(-1) if self.config.exclusive else raw.sigmoid()
-        return [self._answer(row, logit) for row, logit in zip(probabilities.tolist(), logits.detach().float().cpu().tolist(), strict=True)]
+        raw = logits.detach().cpu().double()  # in float32 all logits above 17 would be the same probability of 1
+        scaled = raw / float(self.decision.get("temperature", 1.0))
+        probabilities = scaled.softmax(-1) if self.config.exclusive else scaled.sigmoid()
+        return [self._answer(row, logit) for row, logit in zip(probabilities.tolist(), raw.tolist(), strict=True)]
 
     def _answer(self, probabilities: Sequence[float], logits: Sequence[float] | None = None) -> dict[str, Any]:
         classes = self.config.classes
@@ -199,6 +222,13 @@ class ClassifyTask:
         corpus = classification.score_binary(probabilities, targets, threshold).corpus
         names = ("accuracy", "precision", "recall", "f1")
         return {**{name: corpus[name] for name in names}, **classification.confusion(probabilities, targets, threshold)}
+
+    def truth(self, sample: Sample) -> Any:
+        """What `label` of the right answer is."""
+        target = self._target(sample)
+        if self.config.multi_label:
+            return [name for name, there in zip(self.config.classes, target, strict=True) if there]
+        return self._label(target)
 
     def _targets(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[N, K]"""

@@ -254,6 +254,8 @@ class StageTrainer:
             tokens += float(counts.sum())
             answers += self.task.read(logits) if self.task.reads_logits else []
         values = {"val_loss": loss / tokens}
+        if not math.isfinite(values["val_loss"]):
+            return values  # what follows from NaN cannot be scored
         if not answers and self.settings.early_stopping.metric != "val_loss":  # texts cost far more than a loss: only where they decide
             size = self.recipe.evaluation.batch_size
             answers = answer_samples(

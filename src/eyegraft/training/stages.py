@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -66,7 +67,8 @@ def make_fabric(recipe: Recipe, precision: str) -> Any:
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
     if recipe.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made; without it CUDA's sums may differ
+    torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
     try:
         return Fabric(accelerator=recipe.device, devices=1, precision=precision)
     except (RuntimeError, ValueError) as error:
@@ -94,8 +96,15 @@ def build_objective(task: Task, settings: Settings) -> Any:
     """
     part = settings.objective_of(task.objectives[0])
     if part.kind not in task.objectives:
-        allowed = ", ".join(task.objectives)
-        raise RecipeError(f"train.loss_type={part.kind} with tasks.{task.name}", f"one of {allowed}", nearest(part.kind, task.objectives))
+        key, own = "loss_type" if settings.objective is None else "objective.kind", task.objectives[0]
+        way = f"set train.{key}={own}"
+        if (part.kind, own) == ("focal", "softmax"):
+            way += ", or its focal form: train.loss_type=null train.objective='{kind: softmax, gamma: 2}'"
+        raise RecipeError(
+            f"train.{key}={part.kind} with tasks.{task.name}",
+            f"one of {', '.join(task.objectives)}",
+            nearest(part.kind, task.objectives) or way,
+        )
     module, config = configured("objectives", part)
     return module.build(config)
 
@@ -143,11 +152,10 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> list[
 
 def encode_splits(task: Task, data: PreparedData, model: Graft) -> dict[str, list[Encoded]]:
     """What the splits that training reads ask and teach."""
-    splits = {split: samples for split, samples in data.splits.items() if split in ("train", "val")}
-    encoded = {split: encode_samples(task, samples, model) for split, samples in splits.items()}
-    for split, samples in splits.items():
+    for split, samples in {"val": [], **data.splits}.items():  # all of them: a fault in `test` is not for the end of the training
         task.check(samples, split)
-    return encoded
+    splits = {split: samples for split, samples in data.splits.items() if split in ("train", "val")}
+    return {split: encode_samples(task, samples, model) for split, samples in splits.items()}
 
 
 def stage_data(recipe: Recipe, model: Graft, data: PreparedData, encoded: Mapping[str, list[Encoded]]) -> StageData:
