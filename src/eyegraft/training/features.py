@@ -182,7 +182,8 @@ def _encode(
 def _words(spec: TextSpec) -> dict[str, Any]:
     """All that decides which token ids a text becomes."""
     backend = spec.tokenizer.backend_tokenizer
-    backend.no_truncation()  # how long the last text was cut is no property of it
+    backend.no_truncation()  # how the last text was cut and padded is no property of it
+    backend.no_padding()
     return {"tokenizer": hashlib.sha256(backend.to_str().encode()).hexdigest(), "max_tokens": spec.max_tokens, "prefix": spec.prefix}
 
 
