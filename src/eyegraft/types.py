@@ -90,6 +90,21 @@ class TextSpec:
 
 
 @dataclass(frozen=True)
+class PatchSpec:
+    """How patches of many channels must be prepared for an encoder.
+
+    Attributes:
+        sensor: the `eyegraft.sensors.Sensor` whose bands, in order, are the channels of `pixels`; they are z-scored with its statistics.
+        size: (height, width) in pixels.
+        extra_channels: further maps of that size that are no bands (sun zenith angle, elevation, land-sea mask), z-scored, in order.
+    """
+
+    sensor: Any
+    size: tuple[int, int]
+    extra_channels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What encoders, connectors and fusions hand on.
 
@@ -118,7 +133,9 @@ Inputs = Any
 """What one encoder takes for a batch: a tensor, a mapping of tensors, or `Tokens` that were encoded before and only need passing on.
 
 An image is [B, C, H, W] float, normalised as the encoder's `ImageSpec` says, or, of patches, {pixels: [B, N, P·P·C], mask: [B, N] bool,
-grid: [B, 2] int64 (h, w)}. A text is {input_ids: [B, T] int64, mask: [B, T] bool}.
+grid: [B, 2] int64 (h, w)}. A text is {input_ids: [B, T] int64, mask: [B, T] bool}. A patch of many channels is
+{pixels: [B, C, H, W] float32, z-scored; mask: [B, C, H, W] bool, True where a pixel was measured; extra: [B, E, H, W] float32; time: [B, 4]
+and latlon: [B, 4] float32, as `eyegraft.sensors` makes them}. Without `mask` all was measured; without `time` or `latlon` they are unknown.
 """
 
 

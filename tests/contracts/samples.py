@@ -33,9 +33,22 @@ def _lm(family: str) -> Options:
     return lambda folders: {"model": folders.lm(family)}
 
 
+def _patches(**options: Any) -> Options:
+    bands = [{"name": name, "wavelength_um": length, "unit": "K"} for name, length in {"a": 3.9, "b": 10.8, "c": 12.0}.items()]
+    sensor = {"name": "three", "bands": bands, "gsd_m": 2000.0, "missing": "mask"}
+    return lambda folders: {"sensor": sensor, **options}
+
+
 SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     "encoders": {
+        "clay": {
+            "pad16": _patches(size="tiny"),
+            "kernel3-extra": _patches(size="tiny", grid="kernel3", extra_channels=["sza", "dem"]),
+            "resize72": _patches(size="tiny", grid="resize72"),
+            "crop": _patches(size="tiny", grid="crop"),
+        },
         "huggingface": {family: _vision(family) for family in ("siglip", "naflex", "clip", "dinov2", "vit", "resnet")},
+        "patch_cnn": {"plain": _patches(), "extra": _patches(side=10, width=5, extra_channels=["sza", "dem"])},
         "sentence": {
             "bert-mean": _text("bert", "mean"),
             "bert-pooler": _text("bert", "pooler", normalize=False),

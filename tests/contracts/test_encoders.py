@@ -10,8 +10,9 @@ import torch
 
 import tiny
 from contracts.samples import cases, part, rejects_unknown_keys, reloads
+from eyegraft.sensors import Sensor
 from eyegraft.tuning import set_training_mode
-from eyegraft.types import ImageSpec, TextSpec
+from eyegraft.types import ImageSpec, PatchSpec, TextSpec
 
 pytestmark = pytest.mark.parametrize("case", cases("encoders"))
 _built: dict[tuple[str, str], Any] = {}
@@ -41,6 +42,16 @@ def inputs_of(encoder: Any, count: int = 2) -> Any:
         width = min(spec.max_tokens, 8)
         mask = torch.arange(width) < torch.tensor([[width], [width - 3]])
         return {"input_ids": torch.randint(0, len(spec.tokenizer), (count, width)), "mask": mask[:count]}
+    if isinstance(spec, PatchSpec):
+        shape = (count, len(spec.sensor.bands), *spec.size)
+        extra = {"extra": torch.randn(count, len(spec.extra_channels), *spec.size)} if spec.extra_channels else {}
+        return {
+            "pixels": torch.randn(shape),
+            "mask": torch.rand(shape) > 0.3,
+            "time": torch.randn(count, 4),
+            "latlon": torch.randn(count, 4),
+            **extra,
+        }
     if spec.patch_size is not None:
         side, most = math.isqrt(spec.max_patches), spec.max_patches
         grid = torch.tensor([[side, side - 1], [1, most]])[:count]
@@ -70,7 +81,9 @@ def test_tokens_are_what_they_say(made: Any) -> None:
     assert tokens.values.isfinite().all()
     assert tokens.mask.dtype == torch.bool
     assert tokens.mask.shape == (batch, count)
-    if isinstance(inputs, dict):
+    if isinstance(made.spec, PatchSpec):
+        assert tokens.mask.any(1).all(), "a patch that is measured in part has a token that is real"
+    elif isinstance(inputs, dict):
         assert count == 1 or torch.equal(tokens.mask, inputs["mask"]), "a token is real where the input is, unless one stands for all"
     else:
         assert tokens.mask.all(), "an image has no missing tokens"
@@ -82,13 +95,15 @@ def test_tokens_are_what_they_say(made: Any) -> None:
 
 def test_a_token_sees_its_place(made: Any) -> None:
     """A change in one corner of the image moves the token of that corner most: the grid is row by row."""
-    if isinstance(made.spec, TextSpec) or made.spec.patch_size is not None:
+    if isinstance(made.spec, TextSpec) or (isinstance(made.spec, ImageSpec) and made.spec.patch_size is not None):
         return  # the input is a sequence, token by token
     tiny.lively(made, scale=1.0)
-    pixels = inputs_of(made, 1)
+    inputs = inputs_of(made, 1)
+    rest = {key: tensor for key, tensor in inputs.items() if key not in ("pixels", "mask")} if isinstance(inputs, dict) else None
+    pixels = inputs if rest is None else inputs["pixels"]
     height, width = made.spec.size
     with torch.no_grad():
-        before = made(pixels)
+        before = made(pixels if rest is None else {**rest, "pixels": pixels})
         if before.grid is None or min(before.grid) < 2:
             return  # one token sees everything
         rows, columns = before.grid
@@ -96,7 +111,9 @@ def test_a_token_sees_its_place(made: Any) -> None:
             changed = pixels.clone()
             top, left = corner[0] * (height - height // 8), corner[1] * (width - width // 8)
             changed[:, :, top : top + height // 8, left : left + width // 8] *= -8
-            moved = (made(changed).values - before.values)[0, before.num_prefix :].norm(dim=-1)
+            moved = (made(changed if rest is None else {**rest, "pixels": changed}).values - before.values)[0, before.num_prefix :].norm(
+                dim=-1
+            )
             opposite = (rows - 1) * columns if place == columns - 1 else columns - 1
             assert moved[place] > moved[opposite], f"grid {before.grid}: {moved.view(rows, columns)}"
 
@@ -123,10 +140,13 @@ def test_spec_is_sane(made: Any) -> None:
         assert spec.max_tokens >= 8
         assert len(spec.tokenizer) > 1
         return
-    assert isinstance(spec, ImageSpec)
-    assert (spec.patch_size is None) == (spec.max_patches is None)
     assert len(spec.size) == 2
     assert all(isinstance(side, int) and side > 0 for side in spec.size)
+    if isinstance(spec, PatchSpec):
+        assert isinstance(spec.sensor, Sensor)
+        return
+    assert isinstance(spec, ImageSpec)
+    assert (spec.patch_size is None) == (spec.max_patches is None)
     assert len(spec.mean) == len(spec.std) == spec.channels >= 1
     assert all(0 <= value <= 1 for value in spec.mean)
     assert all(0 < value <= 1 for value in spec.std)

@@ -1,8 +1,7 @@
-"""Every option of `vision_encoder` is the architecture that it says: full size on the meta device, a shrunken copy for real. Nothing is fetched."""
+"""Every option of `vision_encoder` that takes pictures is the architecture that it says: full size on the meta device, a shrunken copy for real. Nothing is fetched."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +57,8 @@ def picture(spec: Any, device: str = "cpu") -> Any:
 
 
 def test_every_option_is_listed() -> None:
-    assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(FULL)
+    patches = ("clay", "patch_cnn")  # of many channels: see their own tests
+    assert sorted(path.stem for path in FOLDER.glob("*.yaml") if options(path.stem)["kind"] not in patches) == sorted(FULL)
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -133,7 +133,7 @@ def test_the_first_line_says_what_it_is(name: str) -> None:
 
 def test_files_are_yaml_that_hydra_can_override() -> None:
     """Lists and mappings of plain values only."""
-    for path in sorted(Path(FOLDER).glob("*.yaml")):
+    for path in (FOLDER / f"{name}.yaml" for name in FULL):
         content = options(path.stem)
         assert set(content) <= {"kind", "model", "weights", "architecture", "preprocessor"}, path.name
         assert ("architecture" in content) == (content["kind"] == "huggingface"), path.name

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import nn
 
-from eyegraft.types import ImageSpec, Inputs, TextSpec, Tokens
+from eyegraft.types import ImageSpec, Inputs, PatchSpec, TextSpec, Tokens
 
 
 class Encoder(Protocol):
@@ -16,12 +16,12 @@ class Encoder(Protocol):
     Attributes:
         token_dim: D of the tokens that it gives.
         spec: how its pixels or words must be prepared; a property of the weights.
-        backbone: the pretrained module, for adapters and checkpoints.
+        backbone: the pretrained module, for adapters and checkpoints; None where nothing is pretrained, which then trains by default.
     """
 
     token_dim: int
-    spec: ImageSpec | TextSpec
-    backbone: nn.Module
+    spec: ImageSpec | TextSpec | PatchSpec
+    backbone: nn.Module | None
 
     @property
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
