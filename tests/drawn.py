@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +98,17 @@ def ad_words(folders: Any, *overrides: str, vision: str = "siglip") -> list[str]
 
 def text_words(folders: Any) -> list[str]:
     return [f"text_encoder.model={folders.text('bert')}", "text_encoder.architecture=null", "text_encoder.max_tokens=32"]
+
+
+@contextmanager
+def logged() -> Iterator[StringIO]:
+    """What is said meanwhile, from information on."""
+    said, logger = StringIO(), logging.getLogger("eyegraft")
+    handler, level = logging.StreamHandler(said), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
