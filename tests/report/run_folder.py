@@ -237,7 +237,11 @@ def label_samples(folder: Path, split: str, num_samples: int, task: ClassifyTask
         if index == 8:
             image = folder / "missing [x](y).png"
         classes = task.config.classes
-        names = tuple(name for name in classes if rng.random() < 0.4) if task.config.multi_label else (rng.choice(classes or labels),)
+        names = (
+            tuple(name for name in classes if rng.random() < 0.4) or ("none",)
+            if task.config.multi_label
+            else (rng.choice(classes or labels),)
+        )
         meta = {"hand": ["adult", "child", ""][index % 3], "channel": "웹툰" if index % 20 == 0 else "feed"}
         samples.append(Sample(f"{split}-{index:04d}", image, references=names, text=text, meta=meta))
     return samples

@@ -140,6 +140,8 @@ def test_several_labels_a_sample(tmp_path: Path) -> None:
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert [outcome for outcome, _ in cards(html)] == sorted((outcome for outcome, _ in cards(html)), reverse=True)
     assert "Label: none" in text_of(html)
+    assert '<th scope="row">cat</th>' in html
+    assert '<th scope="row">none</th>' not in html  # the word for a row without labels, no class
     assert "Most often taken for" not in text_of(html)
 
 

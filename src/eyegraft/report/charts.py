@@ -6,6 +6,7 @@ Every colour comes from `COLOURS`; the page's dark style re-colours exactly thes
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,8 @@ COLOURS: Mapping[str, str] = {INK: "#e7e5e0", MUTED: "#a0a5ac", RULE: "#33373c",
 
 MAX_POINTS = 400
 """Points of a training curve; longer ones are averaged in equal runs of steps."""
+
+SHARE_BINS = 20
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Noto Sans KR', sans-serif"
 
@@ -180,46 +183,37 @@ def _reliability_panel(colour: str, title: str, bins: Sequence[Mapping[str, Any]
             "encoding": {"x": {**edges, "field": "middle"}, "y": counts, "text": {"field": "count", "format": ",d"}},
         },
     ]
-    heading = {"text": title, "anchor": "start", "fontSize": 12, "fontWeight": 600, "color": INK}
     parts = [{"width": width, "height": round(0.62 * width), "layer": layers}, {"width": width, "height": 70, "layer": bars}]
-    return {"title": heading, "data": {"values": [dict(row) for row in bins]}, "vconcat": parts, "spacing": 10}
+    return {"title": _heading(title), "data": {"values": [dict(row) for row in bins]}, "vconcat": parts, "spacing": 10}
 
 
 def share_chart(series: Mapping[str, Sequence[float]], modality: str, width: int, columns: int) -> Markup:
-    """Histograms of a modality's share of a gate, one panel for each part of the samples, with its mean marked."""
-    rows = [{"part": _part(name, values), "share": share} for name, values in series.items() for share in values]
-    x = {"field": "share", "type": "quantitative", "scale": {"domain": [0, 1]}}
+    """Histograms of a modality's share of a gate, one panel for each part of the samples (none of them empty), with its mean marked."""
+    specs = [_share_panel(name, values, modality, width) for name, values in series.items()]
+    return render({"concat": specs, "columns": columns, "spacing": 34})
+
+
+def _share_panel(name: str, values: Sequence[float], modality: str, width: int) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    counts = Counter(min(int(value * SHARE_BINS), SHARE_BINS - 1) for value in values)  # counted here: a split may be large
+    bins = [{"low": place / SHARE_BINS, "high": (place + 1) / SHARE_BINS, "samples": count} for place, count in sorted(counts.items())]
+    x = {"field": "low", "type": "quantitative", "scale": {"domain": [0, 1]}}
     axis = {"tickCount": 5, "format": ".1f"}
-    bars: dict[str, Any] = {
-        "transform": [
-            {"bin": {"extent": [0, 1], "step": 0.05}, "field": "share", "as": ["from", "to"]},
-            {"aggregate": [{"op": "count", "as": "samples"}], "groupby": ["part", "from", "to"]},
-        ],
-        "mark": {"type": "bar", "color": MODEL, "binSpacing": 1.5},
-        "encoding": {
-            "x": {**x, "field": "from", "bin": "binned", "title": f"share of the {modality}", "axis": axis},
-            "x2": {"field": "to"},
-            "y": {"field": "samples", "type": "quantitative", "title": "samples", "axis": {"tickCount": 3, "minExtent": 34}},
-        },
-    }
-    mean = {
-        "mark": {"type": "rule", "color": BEST, "strokeDash": [3, 3], "strokeWidth": 1.6},
-        "encoding": {"x": {**x, "aggregate": "mean"}},
-    }
-    return render(
+    y = {"field": "samples", "type": "quantitative", "title": "samples", "axis": {"tickCount": 3, "minExtent": 34, "format": ",d"}}
+    bars = {"x": {**x, "bin": "binned", "title": f"share of the {modality}", "axis": axis}, "x2": {"field": "high"}, "y": y}
+    layers: list[dict[str, Any]] = [
+        {"data": {"values": bins}, "mark": {"type": "bar", "color": MODEL, "binSpacing": 1.5}, "encoding": bars},
         {
-            "data": {"values": rows},
-            "facet": {"field": "part", "type": "nominal", "sort": [_part(name, values) for name, values in series.items()]},
-            "columns": columns,
-            "spacing": {"row": 26, "column": 34},
-            "resolve": {"scale": {"y": "independent"}, "axis": {"x": "independent"}},  # right answers outnumber wrong ones
-            "spec": {"width": width, "height": 110, "layer": [bars, mean]},
-        }
-    )
+            "data": {"values": [{"low": mean}]},
+            "mark": {"type": "rule", "color": BEST, "strokeDash": [3, 3], "strokeWidth": 1.6},
+            "encoding": {"x": x},
+        },
+    ]
+    return {"title": _heading(f"{name}: {len(values):,} samples, mean {mean:.2f}"), "width": width, "height": 110, "layer": layers}
 
 
-def _part(name: str, values: Sequence[float]) -> str:
-    return f"{name}: {len(values):,} samples, mean {sum(values) / len(values):.2f}"
+def _heading(text: str) -> dict[str, Any]:
+    return {"text": text, "anchor": "start", "fontSize": 12, "fontWeight": 600, "color": INK}
 
 
 def thinned(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from eyegraft.evaluation.run import MIN_SAMPLES
 from eyegraft.report import charts, words
 from eyegraft.report.gallery import MAX_CARDS, PICTURE_BUDGET, thumbnail
-from eyegraft.report.labels import Answered, Group, Kind, grouped
+from eyegraft.report.labels import Answered, Group, Kind, grouped, names_of, truth_of
 from eyegraft.report.reading import Figure, figure, finite, mapping
 
 NUM_METRICS = 3
@@ -151,7 +151,7 @@ def label_view(rows: Sequence[Mapping[str, Any]], info: Mapping[str, Any], metri
     """
     details = mapping(info.get("details"))
     groups = grouped(rows, kind)
-    classes = [] if kind == "binary" else _classes(rows)
+    classes = [] if kind == "binary" else _classes(rows, kind)
     return LabelView(
         kind=kind,
         worths=_worths(info, metrics),
@@ -268,19 +268,17 @@ def _shares(answered: Sequence[Answered]) -> Shares | None:
     return Shares(modality, charts.share_chart(series, modality, 400, columns=2), charts.share_chart(series, modality, 285, columns=1))
 
 
-def _classes(rows: Sequence[Mapping[str, Any]]) -> list[ClassRow]:
+def _classes(rows: Sequence[Mapping[str, Any]], kind: Kind) -> list[ClassRow]:
     """The classes that are found least first. What a class is taken for is asked only where there is one answer a sample."""
     labelled, called, hits, mistaken = Counter[str](), Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     for row in rows:
-        label = mapping(mapping(row.get("answers")).get("model")).get("label")
-        answers = {str(name) for name in label} if isinstance(label, list) else {str(label)} if label is not None else set()
-        references = row.get("references")
-        truth = {str(name) for name in references} if isinstance(references, list) else set()
+        answers = set(names_of(mapping(mapping(row.get("answers")).get("model")).get("label")))
+        truth = set(truth_of(row, kind))
         labelled.update(truth)
         called.update(answers)
         hits.update(truth & answers)
-        if isinstance(label, str) and len(truth) == 1 and not truth & answers:
-            mistaken[next(iter(truth)), label] += 1
+        if kind == "multi_class" and len(truth) == len(answers) == 1 and truth != answers:
+            mistaken[next(iter(truth)), next(iter(answers))] += 1
     taken: dict[str, str] = {}
     for (name, other), count in mistaken.most_common():
         taken.setdefault(name, f"{other} ({count})")

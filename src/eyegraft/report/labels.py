@@ -103,7 +103,7 @@ def read_answer(row: Mapping[str, Any], kind: Kind) -> Answered:
     """A row of the samples file. Whether it is right is what the metrics of the task said, so no label is read a second time here."""
     answers, scores = mapping(row.get("answers")), mapping(row.get("scores"))
     answer = mapping(answers.get("model"))
-    truth, called = _names(row.get("references")), _names(answer.get("label"))
+    truth, called = truth_of(row, kind), names_of(answer.get("label"))
     judged = finite(scores.get("exact_match" if kind == "multi_label" else "accuracy"))
     right = None if judged is None or not answer else judged == 1
     alone = [(system_label(name), _in_short(mapping(answers[name]))) for name in ("absent_text", "absent_image") if name in answers]
@@ -122,7 +122,15 @@ def read_answer(row: Mapping[str, Any], kind: Kind) -> Answered:
     )
 
 
-def _names(value: Any) -> list[str]:
+def truth_of(row: Mapping[str, Any], kind: Kind) -> list[str]:
+    """The labels of a row. Of several, `none` is no label unless a class has that name."""
+    names = names_of(row.get("references"))
+    classes = mapping(mapping(mapping(row.get("answers")).get("model")).get("probabilities"))
+    return [name for name in names if name in classes] if kind == "multi_label" and classes else names
+
+
+def names_of(value: Any) -> list[str]:
+    """A label, or a list of them, as a list."""
     if isinstance(value, list):
         return [str(item) for item in value]
     return [] if value is None else [str(value)]
@@ -161,5 +169,5 @@ def _in_short(answer: Mapping[str, Any]) -> str:
     """The probability of `true`, or what was called with its own."""
     if "probability" in answer:
         return f"p({POSITIVE}) {probability(answer['probability'])}"
-    called = _names(answer.get("label"))
+    called = names_of(answer.get("label"))
     return ", ".join(f"{name} {probability(value)}" for name, value in _probabilities(answer, called)) or "none"

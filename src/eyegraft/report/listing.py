@@ -34,7 +34,7 @@ def write_listings(run: Run) -> list[Path]:
 def _lines(run: Run, name: str, rows: Sequence[Mapping[str, Any]], kind: Kind) -> Iterator[str]:
     info = run.evaluations[name]
     details = mapping(info.get("details"))
-    groups = grouped(rows, kind)
+    groups, folder = grouped(rows, kind), run.folder.resolve()
     title = str(run.info.get("title") or run.info.get("recipe") or run.folder.name)
     yield f"# {_text(title)}: {_text(name)}"
     held_out = f", held out as {_text(info['held_out'])}" if info.get("held_out") else ""
@@ -54,7 +54,7 @@ def _lines(run: Run, name: str, rows: Sequence[Mapping[str, Any]], kind: Kind) -
     for group in groups:
         yield f"\n### {group.title}: {words.count(len(group.answered))}\n\n{group.meaning[0].upper()}{group.meaning[1:]}."
         for answered in group.answered:
-            yield from _sample(answered, group, run.folder)
+            yield from _sample(answered, group, folder)
 
 
 def _metrics(info: Mapping[str, Any]) -> Iterator[str]:
@@ -118,13 +118,13 @@ def _code(value: str) -> str:
 
 
 def _link(image: str, folder: Path) -> str:
-    """A picture's address from the run folder, or a `file:` address where no relative path leads there (another Windows drive).
+    """A picture's address from the run folder (resolved), or a `file:` address where no relative path leads there (another Windows drive).
 
     Letters of every script stay readable; what Markdown or an address would trip over is percent-encoded.
     """
-    path = folder.resolve() / image  # an absolute path stands on its own
+    path = folder / image  # an absolute path stands on its own
     try:
-        relative = Path(os.path.relpath(path, folder.resolve())).as_posix()
+        relative = Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:
         return path.as_uri()
     return re.sub(r"[^\w/.~-]", lambda found: quote(found[0]), relative)
