@@ -56,6 +56,8 @@ def hydra_overrides(overrides: Sequence[str]) -> list[str]:
     Hydra's grammar has no letters for (Korean, a question mark after a word, an apostrophe) is plain text and is quoted for it.
     """
     groups = group_names()
+    for text in overrides:
+        _stop_at_no_option(text, groups)
     given = [
         text
         if text[:1] in "+~-" or "=" not in text or text.split("=", 1)[0].split("@")[0] in groups or text.startswith("hydra")
@@ -64,6 +66,14 @@ def hydra_overrides(overrides: Sequence[str]) -> list[str]:
     ]
     given = [text if _readable(text) else _quoted(text) for text in given]
     return [*given, f"hydra.searchpath=[{','.join(_in_quotes(f'file://{place}') for place in _conf_dirs)}]"] if _conf_dirs else given
+
+
+def _stop_at_no_option(text: str, groups: set[str]) -> None:
+    """Hydra has no words for `text_encoder=null`, where `none` is meant."""
+    group, _, value = text.lstrip("+").partition("=")
+    if group in groups and value.strip() in ("", "null"):
+        options = sorted({path.stem for conf in (CONF, *_conf_dirs) for path in (conf / group).glob("*.yaml")})
+        raise RecipeError(text, f"one of {', '.join(options)}", f"{group}=none" if "none" in options else f"leave {group} out")
 
 
 def _readable(text: str) -> bool:

@@ -105,6 +105,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         (["recipe=tiny,tinny", "-m"], ["recipe=tinny", "did you mean 'tiny'?"]),
         ([], ["no recipe", "recipe=NAME with one of "]),
         (["recipe=tiny", "connector=mpl"], ["connector=mpl", "one of mlp, none, prefix", "did you mean 'mlp'?"]),
+        (["recipe=tiny", "connector=null"], ["connector=null", "one of mlp, none, prefix", "connector=none"]),
         (["recipe=tiny", "head.kind=tiny_grue"], ["head.kind: given 'tiny_grue'", "did you mean 'tiny_gru'?"]),
         (["recipe=tiny", "train.objective.kind=crossentropy"], ["train.objective", "did you mean 'cross_entropy'?"]),
         (["recipe=tiny", "train.epochs=abc"], ["train.epochs: given 'abc'", "expected a valid integer"]),
