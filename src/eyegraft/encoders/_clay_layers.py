@@ -150,7 +150,7 @@ class PatchEmbedding(nn.Module):
     def convolution(self) -> tuple[Tensor, Tensor]:
         """(kernel [D, C, side, side], bias [D])."""
         parameters = list(self.parameters())
-        if any(parameter.requires_grad for parameter in parameters):
+        if any(parameter.requires_grad or parameter.is_inference() for parameter in parameters):  # the latter's changes are not counted
             return self._generated()
         state = tuple((parameter.data_ptr(), parameter._version, parameter.device, parameter.dtype) for parameter in parameters)
         if self._kept is None or self._kept[0] != state:
