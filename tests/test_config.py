@@ -73,7 +73,7 @@ def test_all_faults_at_once_with_path_and_nearest_name(plain: dict[str, Any]) ->
     expected = {
         "seed": "given 'abc'; expected a valid integer",
         "devise": "did you mean 'device'?",
-        "vision_encoder.kind": "given 'huggingfce'; expected one of huggingface, sentence, timm; did you mean 'huggingface'?",
+        "vision_encoder.kind": f"given 'huggingfce'; expected one of {', '.join(sorted(kinds('encoders')))}; did you mean 'huggingface'?",
         "connector.num_tokens": "given 0; expected greater than 0",
         "head.model": "missing",
         "head.modle": "unknown key; expected one of dtype, model, pretrained, revision; did you mean 'model'?",
