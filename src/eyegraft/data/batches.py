@@ -80,7 +80,7 @@ class Collate:
         input_ids = torch.full((len(items), width), self.pad_id)
         labels = torch.full((len(items), width), IGNORE)
         mask = torch.zeros((len(items), width), dtype=torch.bool)
-        for row, encoded in enumerate(taught):
+        for row, encoded in enumerate(taught if width else ()):  # label tasks have no text: nothing to do for each row
             length = len(encoded.input_ids)
             input_ids[row, :length] = torch.tensor(encoded.input_ids, dtype=torch.long)
             labels[row, :length] = torch.tensor(encoded.labels, dtype=torch.long)
