@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pkgutil
+import sys
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -27,7 +29,13 @@ def use_plugin(package: str) -> None:
 
 def plugins() -> tuple[str, ...]:
     """The packages named by the user, and the installed ones that offer themselves under the entry point `eyegraft.plugins`."""
-    return tuple(dict.fromkeys([*_plugins, *(point.value for point in entry_points(group="eyegraft.plugins"))]))
+    return tuple(dict.fromkeys([*_plugins, *_offered(tuple(sys.path))]))
+
+
+@cache
+def _offered(search_path: tuple[str, ...]) -> tuple[str, ...]:
+    """Looked up once for a search path: it reads the metadata of all that is installed, and a recipe asks 70 times."""
+    return tuple(point.value for point in entry_points(group="eyegraft.plugins"))
 
 
 def _room_packages(room: str) -> list[ModuleType]:

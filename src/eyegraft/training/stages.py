@@ -151,9 +151,19 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> list[
 
 
 def encode_splits(task: Task, data: PreparedData, model: Graft) -> dict[str, list[Encoded]]:
-    """What the splits that training reads ask and teach."""
-    for split, samples in {"val": [], **data.splits}.items():  # all of them: a fault in `test` is not for the end of the training
-        task.check(samples, split)
+    """What the splits that training reads ask and teach.
+
+    Raises:
+        DataError: lists what cannot be used of any split.
+    """
+    faults: list[DataError] = []
+    for split in dict.fromkeys([*data.splits, "val"]):  # all of them: a fault in `test` is not for the end of the training
+        try:
+            task.check(data.splits.get(split, []), split)
+        except DataError as error:
+            faults.append(error)
+    if faults:
+        raise DataError("\n".join(fault.given for fault in faults), faults[0].expected, faults[0].fix)
     splits = {split: samples for split, samples in data.splits.items() if split in ("train", "val")}
     return {split: encode_samples(task, samples, model) for split, samples in splits.items()}
 
