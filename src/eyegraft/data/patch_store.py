@@ -1,0 +1,359 @@
+"""The patch store: millions of small fixed records, memory-mapped and read in batches.
+
+<store>/
+    manifest.json       schema, rows, counts by reason and hashes of all shards; it is written last, so a store that has one is whole
+    shard-00000/        64 to 128 thousand rows
+        x.npy …         one array a field, [rows, …], as `numpy.load` reads it
+        shard.json      its part of the manifest, and the hash of the job that it was made from
+
+Records are columns: text or Python objects in them cost more to read than all numbers together. Missing measurements are NaN, missing
+categories a number outside the range; which rows are left out, and why, is counted by whoever produces them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from eyegraft.config import NonNegative, Strict
+from eyegraft.data._patch_order import POSSIBLE, ReadAhead, Rows, Run, Shuffle, epoch_order
+from eyegraft.errors import DataError, nearest, shown
+from eyegraft.files import file_sha256, write_atomically
+
+FORMAT = 1
+_LARGE = 1024  # bytes of a row: such fields are fetched block by block, smaller ones by the system's own read-ahead
+_PIECE = 64  # rows gathered at once when shards alternate: what is copied twice stays in the processor's cache
+
+Columns = dict[str, NDArray[Any]]
+
+
+class Field(Strict):
+    """One column.
+
+    Attributes:
+        dtype: of numpy, little-endian on disk.
+        shape: of one record; () is one number.
+        unit: of the values as they are stored.
+        categories: the number of classes, where the values are class numbers.
+    """
+
+    dtype: Literal["float16", "float32", "float64", "uint8", "uint16", "int8", "int16", "int32", "int64"]
+    shape: tuple[NonNegative, ...] = ()
+    unit: str = ""
+    categories: NonNegative = 0
+
+    @property
+    def on_disk(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.on_disk.itemsize
+
+
+class Schema(Strict):
+    """What every record of a store holds.
+
+    Attributes:
+        fields: by name, which is a file's name too.
+        split: `train`, `val`, `test`, or what else the rows are.
+        facts: what the numbers depend on, as plain JSON: the sensor, grid, sources, statistics that were applied, whether it is simulated.
+    """
+
+    fields: dict[str, Field]
+    split: str
+    facts: dict[str, Any] = {}
+
+
+class Shard(Strict):
+    """One shard as the manifest knows it. `counts` holds the rows left out, by reason; `sha256` the hash of each field's file."""
+
+    name: str
+    rows: NonNegative
+    counts: dict[str, NonNegative]
+    sha256: dict[str, str]
+    job: str
+
+
+class Manifest(Strict):
+    format: Literal[1] = FORMAT
+    data: Schema
+    rows: NonNegative
+    counts: dict[str, NonNegative]
+    shards: tuple[Shard, ...]
+
+
+class PatchStore:
+    """A finished store, opened for reading. Use it as a context manager, or call `close`.
+
+    Opening compares the sizes of all files with the manifest; `verify` compares their hashes.
+
+    Raises:
+        DataError: no store, an unfinished one, or files of another size than written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = _manifest(path)
+        self.schema = self.manifest.data
+        self._shards = [shard for shard in self.manifest.shards if shard.rows]
+        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
+        self._maps: dict[str, list[NDArray[Any]]] = {name: [] for name in self.schema.fields}
+        self._descriptors: dict[str, list[tuple[int, int]]] = {}  # of large fields, for each shard: the open file, and where row 0 begins
+        try:
+            for name, field in self.schema.fields.items():
+                self._open(name, field)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> PatchStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(field.row_bytes for field in self.schema.fields.values())
+
+    @cached_property
+    def identity(self) -> str:
+        """64 hexadecimal digits that change with every bit of the data and its schema."""
+        return file_sha256(self.path / "manifest.json")
+
+    def read(self, rows: Rows, fields: Sequence[str] | None = None) -> Columns:
+        """Records at rows [B], in any order and with any repeats: each field as a new array [B, …]. Ascending rows are read fastest.
+
+        Raises:
+            IndexError: a row outside the store.
+            DataError: a field that the store does not have.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a store with {len(self)}")
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        local = rows - self._starts[shard]
+        cuts = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(rows)]
+        spans = list(pairwise(cuts)) if len(rows) else []
+        gather = _in_spans if len(spans) <= len(self._shards) else _in_pieces
+        return {name: gather(self._maps[name], self.schema.fields[name], shard, local, spans) for name in self._named(fields)}
+
+    def order(self, epoch: int, *, seed: int, shuffle: Shuffle = "block", rank: int = 0, world: int = 1) -> Rows:
+        """The rows of one rank in one epoch: see `epoch_order`. A run that goes on needs no more than the epoch and the step."""
+        return epoch_order(len(self), epoch=epoch, seed=seed, shuffle=shuffle, rank=rank, world=world)
+
+    def batches(
+        self, order: Rows, batch_size: int, *, start: int = 0, fields: Sequence[str] | None = None
+    ) -> Iterator[tuple[Rows, Columns]]:
+        """The batches of an order from step `start` on: (rows [B], their records). The last one may be smaller.
+
+        Inside a batch rows ascend: a loss that is a mean does not see it, and they are read faster. No process or thread stands between
+        store and caller; one thread fetches what is not in memory.
+        """
+        names = self._named(fields)
+        large = [name for name in names if name in self._descriptors]
+        ahead = ReadAhead(order, start * batch_size, lambda run: self._cold(run, large), lambda run: self._fetch(run, large))
+        try:
+            for begin in range(start * batch_size, len(order), batch_size):
+                rows = np.sort(order[begin : begin + batch_size])
+                ahead.reach(begin + len(rows), batch_size)
+                yield rows, self.read(rows, names)
+        finally:
+            ahead.close()
+
+    def verify(self) -> None:
+        """Compare every file with its hash, as fast as the disk goes, once: the next call for unchanged files returns at once.
+
+        Raises:
+            DataError: names the damaged files.
+        """
+        files = {f"{shard.name}/{name}.npy": digest for shard in self.manifest.shards for name, digest in shard.sha256.items()}
+        seen = {file: [(stat := (self.path / file).stat()).st_size, stat.st_mtime_ns] for file in files}
+        note = self.path / ".verified"
+        known = json.dumps([self.identity, seen])
+        if note.exists() and note.read_text(encoding="utf-8") == known:
+            return
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            found = dict(zip(files, pool.map(file_sha256, [self.path / file for file in files]), strict=True))
+        bad = [file for file in files if found[file] != files[file]]
+        if bad:
+            fix = "prepare the data again: shards that are whole are kept"
+            raise DataError(f"{self.path}: {len(bad)} files are not what was written: {shown(bad)}", "files with their hashes", fix)
+        try:
+            write_atomically(note, known, durable=False)
+        except OSError:  # a store that is only read from
+            return
+
+    def close(self) -> None:
+        self._maps = {}
+        for descriptors in self._descriptors.values():
+            for descriptor, _ in descriptors:
+                os.close(descriptor)
+        self._descriptors = {}
+
+    # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _open(self, name: str, field: Field) -> None:
+        for shard in self._shards:
+            path = self.path / shard.name / f"{name}.npy"
+            try:
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}: {error}", "a field of a whole store", "prepare the data again: whole shards are kept") from error
+            expected = (shard.rows, *field.shape)
+            if mapped.shape != expected or mapped.dtype != field.on_disk:
+                given = f"{path}: {mapped.dtype} {list(mapped.shape)}"
+                raise DataError(given, f"{field.dtype} {list(expected)}", "prepare the data again: whole shards are kept")
+            if field.row_bytes >= _LARGE and POSSIBLE:
+                mapped._mmap.madvise(mmap.MADV_RANDOM)  # what is read ahead is known better here
+                descriptor = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+                self._descriptors.setdefault(name, []).append((descriptor, mapped.offset))
+            self._maps[name].append(mapped.reshape(shard.rows, field.row_bytes // mapped.itemsize).view(np.ndarray))
+
+    def _named(self, fields: Sequence[str] | None) -> list[str]:
+        names = list(self.schema.fields) if fields is None else list(fields)
+        for name in names:
+            if name not in self.schema.fields:
+                raise DataError(
+                    f"{self.path}: no field {name!r}", f"one of {', '.join(self.schema.fields)}", nearest(name, self.schema.fields)
+                )
+        return names
+
+    def _places(self, run: Run, names: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+        """Where a run lies: (open file, offset, bytes) of each large field in each shard that it touches."""
+        first, last = np.searchsorted(self._starts, [run.low, run.high - 1], side="right") - 1
+        for number in range(int(first), int(last) + 1):
+            begin, end = int(self._starts[number]), int(self._starts[number + 1])
+            low, high = max(run.low, begin) - begin, min(run.high, end) - begin
+            for name in names:
+                descriptor, offset = self._descriptors[name][number]
+                size = self.schema.fields[name].row_bytes
+                yield descriptor, offset + low * size, (high - low) * size
+
+    def _cold(self, run: Run, names: Sequence[str]) -> bool:
+        """One byte in the middle tells: the ends share pages with their neighbours."""
+        try:
+            for descriptor, offset, size in self._places(run, names):
+                os.preadv(descriptor, [bytearray(1)], offset + size // 2, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            return True
+        return False
+
+    def _fetch(self, run: Run, names: Sequence[str]) -> None:
+        for descriptor, offset, size in self._places(run, names):
+            buffer = memoryview(bytearray(size))
+            while buffer:
+                count = os.preadv(descriptor, [buffer], offset)
+                if not count:
+                    raise DataError(f"{self.path}: a file became shorter while it was read", "files that stay", "prepare the data again")
+                buffer, offset = buffer[count:], offset + count
+
+
+def _in_spans(maps: Sequence[NDArray[Any]], field: Field, shard: Rows, local: Rows, spans: Sequence[tuple[int, int]]) -> NDArray[Any]:
+    """One copy for each span of rows that lie in one shard."""
+    out = np.empty((len(local), *field.shape), field.on_disk)
+    flat = out.reshape(len(local), field.row_bytes // out.itemsize)
+    for start, end in spans:  # "clip" lets numpy write into `out` without a buffer; the rows are known to be inside
+        np.take(maps[shard[start]], local[start:end], axis=0, out=flat[start:end], mode="clip")
+    return out
+
+
+def _in_pieces(maps: Sequence[NDArray[Any]], field: Field, shard: Rows, local: Rows, spans: Sequence[tuple[int, int]]) -> NDArray[Any]:
+    """Shards alternate: gather each one's rows and put them where they belong."""
+    out = np.empty((len(local), *field.shape), field.on_disk)
+    flat = out.reshape(len(local), field.row_bytes // out.itemsize)
+    for number in np.unique(shard).tolist():
+        here = np.flatnonzero(shard == number)
+        for start in range(0, len(here), _PIECE):
+            piece = here[start : start + _PIECE]
+            flat[piece] = np.take(maps[number], local[piece], axis=0)
+    return out
+
+
+def _manifest(path: Path) -> Manifest:
+    file = path / "manifest.json"
+    if not file.exists():
+        begun = len(list(path.glob("shard-*"))) if path.is_dir() else 0
+        given = f"{path}: an unfinished patch store of {begun} shards" if begun else f"{path}: no patch store"
+        raise DataError(given, "a folder with manifest.json", "run prepare: it goes on where it stopped" if begun else "run prepare first")
+    try:
+        return Manifest.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{file}: {place}: {first['msg']}", f"a manifest of format {FORMAT}", "prepare the data again") from error
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean, standard deviation (of the population) and number of values that are not NaN, each [C] float64; NaN where there was none."""
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+
+def statistics(store: PatchStore, field: str, *, batch_size: int = 4096) -> Statistics:
+    """Statistics of each channel (the first axis of a record; a single number is one channel) in one pass over a training split.
+
+    Sums of squares are taken about each batch's own mean and joined exactly (Chan, Golub, LeVeque 1979), in float64.
+
+    Raises:
+        DataError: a split that is not `train`, or an infinite value.
+    """
+    if store.schema.split != "train":
+        given = f"{store.path}: statistics of split {store.schema.split!r}"
+        raise DataError(given, "the split 'train': others must stay unseen", "open the store of the train split")
+    shape = store.schema.fields[store._named([field])[0]].shape
+    channels = shape[0] if shape else 1
+    count, mean, spread = np.zeros(channels, np.int64), np.zeros(channels), np.zeros(channels)
+    for rows, columns in store.batches(store.order(0, seed=0, shuffle="none"), batch_size, fields=[field]):
+        values = columns[field].astype(np.float64).reshape(len(rows), channels, -1)  # [B, C, HW]
+        if np.isinf(values).any():
+            row, channel, _ = np.argwhere(np.isinf(values))[0]
+            raise DataError(
+                f"{store.path}: row {rows[row]}, {field}[{channel}] is infinite", "finite values or NaN", "prepare the data again"
+            )
+        there = ~np.isnan(values)
+        new = there.sum(axis=(0, 2))
+        here = np.where(there, values, 0).sum(axis=(0, 2)) / np.maximum(new, 1)
+        about = np.where(there, values - here[:, None], 0)
+        total = count + new
+        shift = np.where(new > 0, here - mean, 0)
+        share = new / np.maximum(total, 1)
+        spread += (about**2).sum(axis=(0, 2)) + shift**2 * count * share
+        mean += shift * share
+        count = total
+    none = count == 0
+    mean[none], spread[none] = np.nan, np.nan
+    return Statistics(mean, np.sqrt(spread / np.maximum(count, 1)), count)
+
+
+def one_hot(index: NDArray[Any], categories: int) -> NDArray[np.float32]:
+    """Class numbers [B] -> [B, categories]; a row of zeros where the number is outside."""
+    return (np.asarray(index)[:, None] == np.arange(categories)).astype(np.float32)
+
+
+def merged_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of counts by reason."""
+    return {reason: sum(part.get(reason, 0) for part in counts) for reason in sorted({reason for part in counts for reason in part})}
