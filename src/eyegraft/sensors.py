@@ -60,12 +60,14 @@ class Sensor(Strict):
     """
 
     name: Annotated[str, Field(min_length=1)]
-    bands: Annotated[tuple[Band, ...], Field(min_length=1)]
+    bands: tuple[Band, ...]
     gsd_m: Rate
     missing: Literal["drop", "mask"] = "drop"
 
     @model_validator(mode="after")
     def _each_band_once(self) -> Sensor:
+        if not self.bands:
+            raise ValueError(f"sensor {self.name} has no bands")
         doubled = sorted({name for name in self.band_names if self.band_names.count(name) > 1})
         if doubled:
             raise ValueError(f"sensor {self.name}: {shown(doubled)} stands there twice; each band has a name of its own")
@@ -200,7 +202,9 @@ KNOWN = {sensor.name: sensor for sensor in (GK2A_AMI,)}
 def _by_name(given: Any) -> Any:
     if isinstance(given, str):
         if given not in KNOWN:
-            raise ValueError(f"no sensor is called {given!r}; one of {', '.join(KNOWN)}, or its bands written out. {nearest(given, KNOWN)}")
+            raise ValueError(
+                "; ".join(filter(None, [f"a known sensor ({', '.join(KNOWN)}) or its bands written out", nearest(given, KNOWN)]))
+            )
         return KNOWN[given]
     return given
 
