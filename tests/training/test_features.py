@@ -153,6 +153,11 @@ def test_random_augmentation_is_encoded_anew_and_validation_is_not(train: Any) -
     assert any("text: 7 records" in line for line in lines(log))
 
 
+def test_stored_words_beside_pictures_from_other_processes(train: Any) -> None:
+    words = ("augmentation=weak", "train.epochs=1")
+    identical(train(*words, "data.num_workers=2")[0], train(*words)[0])
+
+
 def test_fixed_copies_stand_for_random_ones(train: Any, first: tuple[Path, str]) -> None:
     words = ("augmentation=strong", "train.feature_cache.augmented_copies=3")
     once, log = train(*words)
@@ -187,6 +192,15 @@ def test_bfloat16(train: Any, first: tuple[Path, str]) -> None:
     coarse, _ = train("train.feature_cache.dtype=bfloat16")
     alike(coarse, first[0], "bfloat16")
     assert tensors(coarse) != tensors(first[0])
+
+
+def test_half_precision_trains_from_float32_features(train: Any, first: tuple[Path, str]) -> None:
+    """What is stored was encoded in float32, whatever the rest computes in."""
+    half, log = train("train.precision=bf16-mixed", cache="shared")
+    assert all(", 0 of them encoded now" in line for line in lines(log)), log
+    alike(half, first[0], "bfloat16")
+    trained, _ = train("train.precision=bf16-mixed", "train.lora.enabled=true", "fusion=concat", "train.epochs=1")
+    assert val(trained)
 
 
 def test_a_full_disk_share_only_costs_time(train: Any, first: tuple[Path, str]) -> None:
