@@ -54,6 +54,12 @@ def test_classes_are_told_apart_by_every_letter() -> None:
         made.encode(samples(("cat", "Cat"))[0], None, learn=True)
 
 
+def test_classes_may_be_numbers() -> None:
+    made = task(classes=(0, 1, 2))
+    assert made.encode(samples("2")[0], None, learn=True).target == (0, 0, 1)
+    assert made.decoding["classes"] == ["0", "1", "2"]
+
+
 def test_a_row_of_no_class_says_so() -> None:
     made = task(classes=("cat", "dog"), multi_label=True)
     rows = samples("none", ("dog", "cat"), "dog")

@@ -191,6 +191,18 @@ def test_hidden_modalities_are_the_same_twice(train: Any) -> None:
     assert tensors(once) != tensors(train("train.max_steps=3")[0])
 
 
+def test_a_text_encoder_trains_where_few_rows_have_words(train: Any, place: Path) -> None:
+    """The proof of the trainable plan looks at a row that has some, and nothing is hidden from it by chance."""
+    given = drawn.read_csv(place / "data" / "train.csv")
+    drawn.write_csv(
+        place / "data" / "rare.csv", [{**row, "text_info": row["text_info"] if row["id"] == "train/7" else ""} for row in given]
+    )
+    words = ("train.tune={text_encoder: full}", "data.tables.train=rare.csv", "fusion.modality_dropout={text: 0.95}")
+    run, log = train(*words)
+    assert [name for name in saved(run) if name.startswith("encoders.text.")]
+    assert "not for text: the encoder is trained" in log
+
+
 @pytest.mark.parametrize("fusion", ["gated", "concat"])
 @pytest.mark.parametrize("modality", ["multimodal", "vision_only"])
 def test_what_stands_for_nothing_has_a_gradient_of_ordinary_size(recipe: Any, fusion: str, modality: str) -> None:

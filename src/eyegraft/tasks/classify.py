@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from eyegraft.config import Strict
@@ -32,7 +32,7 @@ class Config(Strict):
         validation. Validation during training counts with 0.5 then.
     """
 
-    classes: tuple[str, ...] = ()
+    classes: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...] = ()
     multi_label: bool = False
     threshold: float | Literal["f1", "accuracy"] = 0.5
 

@@ -270,7 +270,9 @@ class StageTrainer:
 
     def _probe(self) -> None:
         set_training_mode(self.step_module)
+        self.model.fusion.eval()  # hides no modality by chance
         first = batch_order([len(text.input_ids) for text in self.data.train.encoded], 2, seed=self.recipe.seed, epoch=0)[0]
+        first = list(dict.fromkeys([*first, *_with_each_modality(self.data.train)]))
         torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
         for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
             planned = [parameter for group in self.plan.groups for parameter in group["params"]]
@@ -360,6 +362,14 @@ def watched_direction(settings: Settings, stage: str, task: Task, val_samples: S
                 "another split, or early_stopping.metric=val_loss",
             )
     return directions[rule.metric] if rule.mode == "auto" else rule.mode == "max"
+
+
+def _with_each_modality(examples: Examples) -> list[int]:
+    """The first sample that has each modality, by position: most may lack one, and an encoder shows its gradient only where it is used."""
+    found = []
+    for reading in examples.readers.values():
+        found += [place for place, sample in enumerate(examples.samples) if reading.present(sample)][:1]
+    return found
 
 
 def with_state(objective: Any) -> dict[str, nn.Module]:
