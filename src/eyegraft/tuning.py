@@ -200,6 +200,12 @@ def _adapted_modules(name: str, part: Any, lora: Lora) -> list[str]:
         if isinstance(module, nn.Linear | Conv1D) or key.endswith(".base_layer")
     }
     layers = {key.removesuffix(".base_layer"): module for key, module in layers.items() if ".lora_" not in key}
+    if not layers:
+        raise RecipeError(
+            f"tune.{name}.mode=lora on {type(part.backbone).__name__}, which has no linear layer",
+            "a transformer; a convolutional network trains by its last blocks or in full",
+            f"set train.tune.{name}.mode=last_n (train.freeze_backbone=false train.finetune_layers=N in recipes that say it so)",
+        )
     head = part.backbone.get_output_embeddings() if hasattr(part.backbone, "get_output_embeddings") else None
     if lora.target_modules == "all-linear":
         chosen = {key: module for key, module in layers.items() if module is not head}

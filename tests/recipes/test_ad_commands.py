@@ -23,6 +23,7 @@ from eyegraft import load_recipe, train
 from eyegraft.composition import validate
 from eyegraft.config import Recipe, overlay
 from eyegraft.encoders import huggingface, sentence, timm
+from eyegraft.errors import RecipeError
 from eyegraft.model import assemble
 from eyegraft.tuning import make_plan
 
@@ -256,6 +257,13 @@ def test_typed_after_a_preset_wins() -> None:
 @pytest.mark.parametrize("words", ["train.loss_type=bce", "train.loss_type=focal"])
 def test_loss(words: str) -> None:
     assert composed(words).stage("label").objective_of("bce").kind == words.split("=")[1]
+
+
+def test_adapters_on_a_convolutional_network(on_paper: None) -> None:
+    recipe = composed("vision_encoder=resnet50 train.lora.enabled=true")
+    with pytest.raises(RecipeError, match="which has no linear layer") as caught:
+        make_plan(assemble(recipe), recipe.stage("label"))
+    assert "train.finetune_layers=N" in str(caught.value)
 
 
 def test_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
