@@ -277,7 +277,7 @@ def test_lora_where_there_is_nothing_to_adapt(make_graft: Make) -> None:
     _, model = make_graft(vision="resnet")
     with pytest.raises(RecipeError, match="no pretrained backbone"):
         make_plan(model, settings(connector="lora"))
-    with pytest.raises(RecipeError, match="finds no linear layer"):
+    with pytest.raises(RecipeError, match="has no linear layer"):
         make_plan(model, settings(vision_encoder="lora"))
 
 
