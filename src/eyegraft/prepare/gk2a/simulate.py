@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eyegraft.files import write_atomically
-from eyegraft.prepare.gk2a.bands import BANDS, BRIGHTNESS, REFLECTANCE, Band, radiance_of, to_counts
+from eyegraft.prepare.gk2a.bands import BANDS, REFLECTANCE, Band, radiance_of, to_counts
 from eyegraft.prepare.gk2a.grid import KOREA, grid_of
 from eyegraft.prepare.gk2a.read import Window
 from eyegraft.prepare.gk2a.weather import READING_K, SITING_K, Weather, air_temperature, skin_temperature, weather_at
@@ -124,7 +124,7 @@ def write_scene(
         lon, lat = whole.window(strip, columns).lonlats()
         weather = weather_at(lon, lat, time, seed)
         draw = np.random.default_rng([seed, int(time.timestamp()), area == "fd", first, columns.start])
-        radiances = {**_infrared(weather), **_reflected(weather)}
+        radiances = {**_infrared(weather, bands), **_reflected(weather, bands)}
         for band in bands:
             finer = 2000 // band.resolution_m if native else 1
             parts[band.name].append(_counts(band, radiances[band.name], finer, draw))
@@ -169,12 +169,14 @@ def write_asos(path: Path, readings: Any) -> None:
     write_atomically(path, "\n".join([*lines, "#7777END", ""]))
 
 
-def _infrared(weather: Weather) -> dict[str, Floats]:
-    """Radiance of the ten infrared bands, mW m-2 sr-1 (cm-1)-1."""
+def _infrared(weather: Weather, bands: Sequence[Band]) -> dict[str, Floats]:
+    """Radiance of those of `bands` that are infrared, mW m-2 sr-1 (cm-1)-1."""
     skin, slant = skin_temperature(weather), 1 / _view_cosine(weather.lon, weather.lat)
     top_k = np.maximum(weather.air_mass_k - 6.3 * weather.cloud_top_km, 205)
     found = {}
-    for band in BRIGHTNESS:
+    for band in bands:
+        if not band.is_infrared:
+            continue
         layer = _LAYERS[band.name]
         height = layer.height_km + layer.vapour_km * np.log2(np.maximum(weather.vapour_mm, 1) / 15)
         layer_k = np.maximum(weather.air_mass_k - 6.3 * height, 215)
@@ -191,8 +193,8 @@ def _infrared(weather: Weather) -> dict[str, Floats]:
     return found
 
 
-def _reflected(weather: Weather) -> dict[str, Floats]:
-    """Radiance of the six reflected bands; none when the sun is down. As in real files it is not divided by the sun's height."""
+def _reflected(weather: Weather, bands: Sequence[Band]) -> dict[str, Floats]:
+    """Radiance of those of `bands` that reflect; none when the sun is down. As in real files it is not divided by the sun's height."""
     ground = weather.ground
     lit = np.maximum(weather.sun_cos, 0)
     thick = 40 * weather.cloud**2
@@ -202,6 +204,8 @@ def _reflected(weather: Weather) -> dict[str, Floats]:
     brown = np.where(ground.land, (1 - weather.season) / 2, 0)
     found = {}
     for number, band in enumerate(REFLECTANCE):
+        if band not in bands:
+            continue
         below = _GROUND_ALBEDO[ground.igbp, number] * (1 + (_BROWN[number] - 1) * brown)
         below = below * (1 - snow) + _SNOW[number] * snow
         air = _CLEAR_AIR[number]

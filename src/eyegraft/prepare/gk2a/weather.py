@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 LOCAL_K, SITING_K, READING_K = 0.8, 0.5, 0.3
 LAPSE_K_PER_KM = 6.0
 _KM_PER_DEGREE, _SHRINK = 111.2, float(np.cos(np.deg2rad(37)))  # of a degree of longitude at the latitude of Korea
+_RASTER = 3000  # points of a raster from west to east, at most
 _START = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -70,7 +71,8 @@ class Field:
     def at(self, lon: Floats, lat: Floats, hours: float, seed: int) -> Floats:
         """Values at places in degrees, in the shape of `lon`.
 
-        Many places are read from a raster with eight points to the shortest wave: there the sum over waves is one product of two matrices.
+        Many places are read from a raster, where the sum over waves is one product of two matrices. It has eight points to the shortest
+        wave, or fewer if places lie more than some 25 degrees apart, as in a full disk.
         """
         east, north, amplitude = self._waves(seed, hours)
         if lon.size <= 2000:
@@ -79,8 +81,8 @@ class Field:
             return found
         from scipy.ndimage import map_coordinates
 
-        step = self.scales_km[0] / 8 / _KM_PER_DEGREE
         west, south = float(np.nanmin(lon)), float(np.nanmin(lat))
+        step = max(self.scales_km[0] / 8 / _KM_PER_DEGREE, (float(np.nanmax(lon)) - west) / _RASTER)
         x = west + step * np.arange(int((np.nanmax(lon) - west) / step) + 2)
         y = south + step * np.arange(int((np.nanmax(lat) - south) / step) + 2)
         rows = (np.exp(1j * np.outer(y, north)) * amplitude).astype(np.complex64)
