@@ -341,6 +341,8 @@ def _cross_faults(recipe: Recipe) -> list[str]:
         for part in stage.tune:
             if part not in PARTS:
                 faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(PARTS)}{_hint(part, PARTS)}")
+        if "image" not in recipe.encoder_parts and (stage.finetune_layers or stage.lora.enabled):
+            faults.append(f"stages.{name}: finetune_layers or lora.enabled train a vision encoder; expected a recipe that has one")
         if stage.modality != recipe.train.modality:
             faults.append(f"stages.{name}.modality: given {stage.modality!r}; expected train.modality, {recipe.train.modality!r}")
     for column in recipe.evaluation.slices:

@@ -529,3 +529,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Uncached, match="cannot be written"):
         opened(tmp_path / "file" / "features")
+
+
+def test_another_process_opens_it_anew(tmp_path: Path) -> None:
+    """Loader workers of macOS and Windows are sent it."""
+    import pickle
+
+    with FeatureStore(tmp_path / "all", {"encoder": "a"}, shape=(1, 3), max_bytes=10**9) as store:
+        store.fill(["a", "b"], lambda batches: [torch.ones(len(batch), 1, 3) for batch in batches], batch_size=2)
+        with pickle.loads(pickle.dumps(store)) as other:
+            assert other.folder == store.folder
+            assert torch.equal(other.read(other.rows(["b", "a"])), torch.ones(2, 1, 3))

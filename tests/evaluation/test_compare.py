@@ -47,7 +47,7 @@ def make_run(
         "status": "finished" if finished else "running",
         "seconds": 3.0,
         "trainable": [{"part": "head", "trainable": 40}, {"part": "connector", "trainable": 2}],
-        "best": {"epoch": 1, "step": 4, "metric": metric, "value": best, "higher_is_better": metric != "val_loss"},
+        "best": {"epoch": 2, "step": 4, "metric": metric, "value": best, "higher_is_better": metric != "val_loss"},
     }
     facts = {"recipe": "r", "seed": seed, "finished": finished, "stages": {"only": stage}, "data": {"splits": {"val": {"sha256": val}}}}
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")

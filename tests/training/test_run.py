@@ -245,7 +245,7 @@ def test_early_stopping_on_the_loss(data: Path, tmp_path: Path) -> None:
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert facts["stages"]["warm"]["status"] == "finished"
     assert facts["finished"] is False, "the recipe has another stage, which was not asked for"
-    assert facts["stages"]["warm"]["best"]["epoch"] == 0
+    assert facts["stages"]["warm"]["best"]["epoch"] == 1
 
 
 def test_stages_one_command_at_a_time(data: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,6 +111,12 @@ class FeatureStore:
                 _dated(self.folder / "facts.json", self.facts)
                 self._evict(0)
             self._shards = _shards.Shards(self.folder, num_words, rows_per_shard)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the store anew."""
+        layout = self.facts["layout"]
+        options = {"shape": self.shape, "dtype": layout["dtype"], "max_bytes": self.max_bytes}
+        return partial(FeatureStore, **options), (self.root, self.facts["facts"])
 
     def __enter__(self) -> FeatureStore:
         return self

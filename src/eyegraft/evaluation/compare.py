@@ -196,7 +196,7 @@ def _read(folder: Path, split: str) -> _Read:
         seconds=_seconds(folder, states),
         trained_parameters=sum(row["trainable"] for row in states[stage]["trainable"]) if "trainable" in states[stage] else None,
         stage=stage,
-        epoch=best["epoch"] + 1 if best.get("epoch", -1) >= 0 else None,
+        epoch=best.get("epoch"),
         watched=watched if value is not None else None,
         best=value,
         metrics={name: Value(**entry) for name, entry in result["systems"]["model"].items()} if result else {},
@@ -226,7 +226,7 @@ def _best(folder: Path, states: Mapping[str, Mapping[str, Any]]) -> tuple[str, M
         checkpoint = find_checkpoint(folder / name / "best")
         if checkpoint is not None:
             config = read_config(checkpoint)
-            return name, {"metric": config["metric"], "value": config["best"], "epoch": config["epoch"] - 1}
+            return name, {"metric": config["metric"], "value": config["best"], "epoch": config["epoch"]}
     return next(iter(states)), {}
 
 

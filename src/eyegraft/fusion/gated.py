@@ -20,8 +20,8 @@ class Config(Strict):
     dim: width of the fused vector.
     dropout: on it.
     gate_bias: of the gate before training; above 0 it leans towards the image.
-    normalize: bring each modality to mean 0 and variance 1 over its dimensions first. Encoders differ in scale (a pooled CNN's features have
-        a length near 10, sentence vectors 1), and the one with the larger numbers is heard first; off is the formula as published.
+    normalize: bring each modality to mean 0 and variance 1 over its dimensions first: encoders differ in scale, and the one with the
+        larger numbers is heard first. Off is the formula as published.
     modality_dropout: modality -> share of training rows in which it is hidden.
     """
 
@@ -48,7 +48,9 @@ class GatedFusion(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(out_dim), nn.Dropout(dropout)
 
     def forward(self, tokens: Mapping[str, Tokens]) -> Tokens:
-        first, second = (scale(vectors) for scale, vectors in zip(self.scale, self.modalities(tokens).values(), strict=True))  # [B, D₁], [B, D₂]
+        first, second = (
+            scale(vectors) for scale, vectors in zip(self.scale, self.modalities(tokens).values(), strict=True)
+        )  # [B, D₁], [B, D₂]
         gate = torch.sigmoid(self.gate(torch.cat([first, second], dim=-1)))  # [B, D]
         fused = gate * torch.tanh(self.first(first)) + (1 - gate) * torch.tanh(self.second(second))
         share = gate.mean(-1)  # [B]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -17,7 +17,7 @@ from eyegraft.data.batches import batch_order, load_batches
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import Encoded
 from eyegraft.training.features import frozen_modalities, why_not
-from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction
+from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction, with_each_modality
 from eyegraft.training.stages import (
     build_model,
     build_objective,
@@ -25,6 +25,7 @@ from eyegraft.training.stages import (
     encode_splits,
     fit_objective,
     make_fabric,
+    prepare_task,
     stage_data,
     stop_without_train,
 )
@@ -52,6 +53,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
         settings = recipe.stage(name)
         task = build_task(recipe, settings)
         objective = build_objective(task, settings)
+        prepare_task(task, data)
         encoded = encode_splits(task, data, model)
         watched_direction(settings, name, task, data.splits.get("val", []))
         yield f"\nstage {name}: task {task.name}, objective {type(objective).__name__}"
@@ -64,17 +66,20 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
             reason = why_not(recipe, settings.feature_cache, model, modality, frozen_modalities(model), augmented=True)
             yield f"feature cache of {modality}: " + (f"no, {reason}" if reason else "yes, encoded once")
         tokenizer = tokenizer_of(model)
-        yield from _labels(read) if tokenizer is None else _texts(read, tokenizer, colour, num_samples)
+        yield from _labels(read, task.learned) if tokenizer is None else _texts(read, tokenizer, colour, num_samples)
         fabric = make_fabric(recipe, settings.precision)
         step = fabric.setup(LossStep(model, objective))
         yield from _dry_step(step, fabric, read, plan, settings.batch_size, recipe.seed)
 
 
-def _labels(read: StageData) -> Iterator[str]:
-    """How often each label stands in the training rows, and how many rows lack a modality."""
+def _labels(read: StageData, learned: Mapping[str, Any]) -> Iterator[str]:
+    """How often each label stands in the training rows, or what was learned of their numbers, and how many rows lack a modality."""
     samples = read.train.samples
-    tally = Counter(", ".join(sample.references) or "none" for sample in samples)
-    yield "labels: " + ", ".join(f"{count} {label}" for label, count in tally.most_common(12)) + (" …" if len(tally) > 12 else "")
+    if learned:
+        yield "training targets: " + ", ".join(f"{name} {value:.6g}" for name, value in learned.items())
+    else:
+        tally = Counter(", ".join(sample.references) or "none" for sample in samples)
+        yield "labels: " + ", ".join(f"{count} {label}" for label, count in tally.most_common(12)) + (" …" if len(tally) > 12 else "")
     for modality, reading in read.train.readers.items():
         missing = sum(not reading.present(sample) for sample in samples)
         yield f"{modality}: {missing} of {len(samples)} training rows have none"
@@ -118,8 +123,10 @@ def marked(tokenizer: Any, text: Encoded, colour: bool = False) -> str:
 def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, batch_size: int, seed: int) -> Iterator[str]:
     """Forward and backward of the batch with the longest sample, twice: once as the probe of the plan, once for time and memory."""
     order = batch_order([len(text.input_ids) for text in read.train.encoded], batch_size, seed=seed, epoch=0)
-    batch = next(load_batches(read.train, order[:1], pad_id=read.pad_id)).to(fabric.device)
+    first = list(dict.fromkeys([*order[0], *with_each_modality(read.train)]))
+    batch = next(load_batches(read.train, [first], pad_id=read.pad_id)).to(fabric.device)
     set_training_mode(step)
+    step.model.fusion.eval()  # hides no modality by chance
     probes = [Sealed(probe) for probe in step.model.probes(batch)]
     prove(step, step, probes, fabric.backward, [parameter for group in plan.groups for parameter in group["params"]])
     started = time.monotonic()

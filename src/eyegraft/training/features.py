@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,7 +19,7 @@ from eyegraft.console import progress
 from eyegraft.data.augment import is_random
 from eyegraft.data.batches import Examples, derived_seed, load_keys
 from eyegraft.data.features import FeatureStore, Uncached, weights_sha256
-from eyegraft.data.inputs import Reader, StoredReader
+from eyegraft.data.inputs import Reader, StoredReader, reader
 from eyegraft.data.text import Encoded
 from eyegraft.model import Graft
 from eyegraft.pretrained import cache_dir
@@ -43,7 +44,10 @@ def why_not(recipe: Recipe, cache: FeatureCache, model: Graft, modality: str, fr
     if modality == "image" and augmented and is_random(recipe.augmentation) and not cache.augmented_copies:
         return "random augmentation shows another picture each time (train.feature_cache.augmented_copies=K keeps K fixed variants)"
     if _reduction(model, modality) is None and not cache.tokens:
-        return "token sequences are pooled by learned weights or not at all (train.feature_cache.tokens=true keeps them whole)"
+        return (
+            f"{_whole_sequences(model, modality)} a sample, for they are pooled by learned weights or not at all "
+            "(pooling=mean stores one vector; train.feature_cache.tokens=true keeps them whole)"
+        )
     return None
 
 
@@ -90,7 +94,7 @@ def _stored(
     augmented: bool,
     closing: ExitStack,
 ) -> StoredReader:
-    reduced = _encoding(model, modality, cache)
+    reduced = _encoding(model, modality)
     layout = moved_to(reduced(plain.stack([plain.blank()])), "cpu")
     if modality == "image" and plain.spec.patch_size is not None and layout.values.shape[1] > 1:
         raise Uncached(f"pictures of a varying number of {modality} tokens", "pooled tokens, or records of one shape")
@@ -121,7 +125,7 @@ def _stored(
         number,
     )
     rows = dict(zip(wanted, store.rows(list(wanted)).tolist(), strict=True))
-    return StoredReader(store, rows, layout, plain, lambda sample, copy: _record(sample, modality, copy), copies)
+    return StoredReader(store, rows, layout, plain, partial(_record, modality), copies)
 
 
 def _reduction(model: Graft, modality: str) -> Any:
@@ -133,7 +137,14 @@ def _reduction(model: Graft, modality: str) -> Any:
     return torch.nn.Identity() if getattr(model.encoders[modality], "gives_one_token", False) else None
 
 
-def _encoding(model: Graft, modality: str, cache: FeatureCache) -> Callable[[Any], Tokens]:
+def _whole_sequences(model: Graft, modality: str) -> str:
+    """What one sample's tokens take, in words: `729 tokens of 1152 numbers, 1.68 MB`."""
+    plain: Any = reader(model.encoders[modality].spec)  # type: ignore[arg-type]
+    shape = _encoding(model, modality)(plain.stack([plain.blank()])).values.shape
+    return f"{shape[1]} tokens of {shape[2]} numbers, {2 * shape[1] * shape[2] / 1e6:.2f} MB"
+
+
+def _encoding(model: Graft, modality: str) -> Callable[[Any], Tokens]:
     encoder: Any = model.encoders[modality]
     reduction = _reduction(model, modality) or torch.nn.Identity()
 
@@ -149,11 +160,11 @@ def _encoding(model: Graft, modality: str, cache: FeatureCache) -> Callable[[Any
 def _records(sample: Sample, modality: str, copies: int) -> dict[str, tuple[Sample, int | None]]:
     """Record -> (sample, seed of its augmentation)."""
     if not copies:
-        return {_record(sample, modality, None): (sample, None)}
-    return {_record(sample, modality, copy): (sample, derived_seed("copy", sample.sha256, copy)) for copy in range(copies)}
+        return {_record(modality, sample, None): (sample, None)}
+    return {_record(modality, sample, copy): (sample, derived_seed("copy", sample.sha256, copy)) for copy in range(copies)}
 
 
-def _record(sample: Sample, modality: str, copy: int | None) -> str:
+def _record(modality: str, sample: Sample, copy: int | None) -> str:
     content = sample.sha256 or "absent" if modality == "image" else hashlib.sha256(sample.text.encode()).hexdigest()
     return content if copy is None else f"{content}-{copy}"
 

@@ -46,6 +46,7 @@ class Position:
     seconds: float = 0.0
     rows: int = 0
     best: float | None = None
+    best_loss: float | None = None
     best_epoch: int = -1
     best_step: int = -1
     epochs_without_better: int = 0
@@ -211,7 +212,7 @@ class StageTrainer:
         at, rule = self.at, self.settings.early_stopping
         values = self._validate() if self.data.val is not None else {}
         at.seconds = clock()
-        better = True  # without a validation split the last epoch is the best known
+        better, waiting = True, 0  # without a validation split the last epoch is the best known
         if values:
             if not math.isfinite(values["val_loss"]):  # no best could ever be chosen after it, and these weights are worth nothing
                 raise TrainingError(
@@ -222,8 +223,11 @@ class StageTrainer:
             self._write({"kind": "val", "epoch": at.epoch, "step": at.step, **values, "seconds": round(at.seconds, 2)})
             value = values[rule.metric]
             better = at.best is None or (value > at.best if self.higher_is_better else value < at.best)
+            waiting = 0 if better else at.epochs_without_better + 1  # a lower loss at the same value is no reason to wait longer
+            if value == at.best and at.best_loss is not None:  # a small validation set ranks many epochs alike
+                better = values["val_loss"] < at.best_loss
             if better:
-                at.best = value
+                at.best, at.best_loss = value, values["val_loss"]
             log.info(
                 "epoch %d of %d, step %d: %s%s",
                 at.epoch + 1,
@@ -232,7 +236,7 @@ class StageTrainer:
                 _values({name: values[name] for name in dict.fromkeys(("val_loss", rule.metric))}),
                 "  best so far" if better else "",
             )
-        at.epochs_without_better = 0 if better else at.epochs_without_better + 1
+        at.epochs_without_better = waiting
         if better:
             at.best_epoch, at.best_step = at.epoch, at.step
         at.epoch, at.batch = at.epoch + 1, 0
@@ -272,7 +276,7 @@ class StageTrainer:
         set_training_mode(self.step_module)
         self.model.fusion.eval()  # hides no modality by chance
         first = batch_order([len(text.input_ids) for text in self.data.train.encoded], 2, seed=self.recipe.seed, epoch=0)[0]
-        first = list(dict.fromkeys([*first, *_with_each_modality(self.data.train)]))
+        first = list(dict.fromkeys([*first, *with_each_modality(self.data.train)]))
         torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
         for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
             planned = [parameter for group in self.plan.groups for parameter in group["params"]]
@@ -364,7 +368,7 @@ def watched_direction(settings: Settings, stage: str, task: Task, val_samples: S
     return directions[rule.metric] if rule.mode == "auto" else rule.mode == "max"
 
 
-def _with_each_modality(examples: Examples) -> list[int]:
+def with_each_modality(examples: Examples) -> list[int]:
     """The first sample that has each modality, by position: most may lack one, and an encoder shows its gradient only where it is used."""
     found = []
     for reading in examples.readers.values():

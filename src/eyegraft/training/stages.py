@@ -150,8 +150,8 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> list[
     return encoded
 
 
-def encode_splits(task: Task, data: PreparedData, model: Graft) -> dict[str, list[Encoded]]:
-    """What the splits that training reads ask and teach.
+def prepare_task(task: Task, data: PreparedData) -> None:
+    """Look over what the task reads of every split, then let it learn what it must know of the training split.
 
     Raises:
         DataError: lists what cannot be used of any split.
@@ -164,6 +164,11 @@ def encode_splits(task: Task, data: PreparedData, model: Graft) -> dict[str, lis
             faults.append(error)
     if faults:
         raise DataError("\n".join(fault.given for fault in faults), faults[0].expected, faults[0].fix)
+    task.learned = task.learn(data.splits["train"])
+
+
+def encode_splits(task: Task, data: PreparedData, model: Graft) -> dict[str, list[Encoded]]:
+    """What the splits that training reads ask and teach, of a task that was prepared."""
     splits = {split: samples for split, samples in data.splits.items() if split in ("train", "val")}
     return {split: encode_samples(task, samples, model) for split, samples in splits.items()}
 
@@ -218,11 +223,13 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     run.facts["device"] = str(fabric.device)
     run.note_stage(stage, status="running", trainable=plan_rows(plan.rows))
     for later in recipe.stage_names[recipe.stage_names.index(stage) :]:
-        its_task = build_task(recipe, recipe.stage(later))
+        its_task = task if later == stage else build_task(recipe, recipe.stage(later))
         build_objective(its_task, recipe.stage(later))
+        prepare_task(its_task, data)
         if its_task.name not in read:
             read[its_task.name] = encode_splits(its_task, data, model)
         watched_direction(recipe.stage(later), later, its_task, data.splits.get("val", []))
+    run.note_stage(stage, learned=dict(task.learned))
     examples = stage_data(recipe, model, data, read[task.name])
     fit_objective(objective, read[task.name]["train"])
     with open_trackers(recipe, run.folder, stage) as trackers, ExitStack() as closing:
@@ -235,7 +242,7 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
         at = trainer.run(latest)
         decision = _settle(run, stage, model, task, examples)
     best = {
-        "epoch": at.best_epoch,
+        "epoch": at.best_epoch + 1,
         "step": at.best_step,
         "metric": settings.early_stopping.metric,
         "value": at.best,
@@ -290,5 +297,6 @@ def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:
     model = build_model(run.recipe)
     load_weights(path, model)
     task = build_task(run.recipe, run.recipe.stage(config["stage"]))
-    task.decision = run.facts["stages"].get(config["stage"], {}).get("decision") or {}
+    facts = run.facts["stages"].get(config["stage"], {})
+    task.learned, task.decision = facts.get("learned") or {}, facts.get("decision") or {}
     return model.to(make_fabric(run.recipe, "32-true").device).eval(), task, path
