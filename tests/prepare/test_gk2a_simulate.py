@@ -167,7 +167,7 @@ def test_files_carry_the_published_attributes(tmp_path: Path) -> None:
         assert (stored.attrs["upper_left_easting"], stored.attrs["upper_left_northing"]) == (-899000.0, 899000.0)
         assert stored.attrs["simulated"] == "true"
     with h5netcdf.File(disk) as stored:
-        assert (stored.attrs["cfac"], stored.attrs["coff"]) == (20425338.9, 2750.5)
+        assert (stored.attrs["cfac"], stored.attrs["lfac"], stored.attrs["coff"]) == (20425338.9, -20425338.9, 2750.5)
         assert stored.attrs["sub_longitude"] == pytest.approx(np.deg2rad(128.2))
         assert stored.attrs["nominal_satellite_height"] == 42164000.0
         assert stored.attrs["DN_to_Radiance_Gain"] == BANDS["IR105"].table.gain

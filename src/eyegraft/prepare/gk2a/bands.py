@@ -17,7 +17,7 @@ from eyegraft.errors import DataError
 
 Floats = NDArray[np.float32]
 
-PLANCK, LIGHT, BOLTZMANN = 6.62607004e-34, 299_792_458.0, 1.38064852e-23  # CODATA 2014, in SI, as in the files
+PLANCK, LIGHT, BOLTZMANN = 6.62606957e-34, 299_792_458.0, 1.3806488e-23  # CODATA 2010, in SI, as in the files
 _PER_WAVENUMBER = 1e-5  # mW m-2 sr-1 (cm-1)-1 to W m-2 sr-1 (m-1)-1
 CALIBRATION_TABLE: Final = "calibration table v3.0"
 

@@ -15,6 +15,7 @@ from eyegraft.prepare.gk2a.grid import grid_of
 from eyegraft.prepare.gk2a.read import EPOCH, VARIABLE, Window
 
 OFF_SCAN, ERROR = 2, 3
+_SATELLITE_M = 42_164_000.0 * np.array([np.cos(np.deg2rad(128.2)), np.sin(np.deg2rad(128.2)), 0.0])  # Earth-centred, Earth-fixed
 _SCAN = {"fd": timedelta(minutes=9, seconds=30), "ko": timedelta(minutes=1, seconds=40)}
 
 
@@ -68,6 +69,8 @@ def write_band(
                 )
                 pixels.attrs.update(channel_name=band.name, number_of_valid_bits_per_pixel=np.uint8(band.bits), simulated="true")
                 pixels[window] = values
+                place = stored.create_variable("sc_position", (), np.uint8, data=np.uint8(0))  # empty: its attributes hold the place
+                place.attrs["sc_position_center_pixel"] = _SATELLITE_M
                 stored.attrs.update(_attributes(band, area, resolution_m, time))
                 if calibrated:
                     stored.attrs.update(_coefficients(band))
@@ -85,6 +88,8 @@ def _attributes(band: Band, area: str, resolution_m: int, time: datetime) -> dic
         "satellite_name": "GK-2A",
         "instrument_name": "AMI",
         "data_processing_level": "L1B",
+        "observation_mode": area.upper(),
+        "channel_spatial_resolution": f"{resolution_m / 1000:.1f}",
         "observation_start_time": start,
         "observation_end_time": start + _SCAN[area].total_seconds(),
         "number_of_columns": np.int32(grid.shape[1]),
@@ -108,7 +113,7 @@ def _attributes(band: Band, area: str, resolution_m: int, time: datetime) -> dic
         **common,
         "projection_type": "GEOS",
         "cfac": factor,
-        "lfac": factor,
+        "lfac": -factor,  # rows run south
         "coff": half,
         "loff": half,
         "sub_longitude": float(np.deg2rad(128.2)),
