@@ -130,6 +130,19 @@ def test_the_nearest_training_image_answers(make_graft: Callable[..., Any], pict
     assert again == answers
 
 
+def test_neighbours_are_sought_among_what_the_feature_cache_holds(
+    make_graft: Callable[..., Any], pictures: Callable[..., list[Sample]]
+) -> None:
+    """The class token where the recipe takes it: cached or not, the same neighbours."""
+    recipe, model = make_graft(vision="clip", pooling={"kind": "cls"})
+    samples, readers = pictures("train", 64), readers_of(model.eval(), recipe)
+    found = baselines._features(model, samples, readers, 2, 0, "features")
+    with torch.inference_mode():
+        tokens = model.encoders["image"](readers["image"].stack([readers["image"].read(sample, None) for sample in samples]))
+    assert tokens.num_prefix == 1
+    assert torch.allclose(found, torch.nn.functional.normalize(tokens.values[:, 0], dim=-1), atol=1e-6)
+
+
 def test_a_large_training_set_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     train = rows(list("abcdefgh"))
     assert retrieval_set(train, 0) == train

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import drawn
-from cli.running import run, trained
+from cli.running import run, stop_before, trained
+from eyegraft.files import file_sha256
 
 FLAT = {"experiment", "best_epoch", "loss", "accuracy", "precision", "recall", "f1", "tp", "tn", "fp", "fn", "auroc", "pr_auc"}
 AT = {
@@ -210,6 +211,29 @@ def test_the_test_rows_choose_nothing(finished: Any, place: Path, folders: Any) 
     assert [row["pred"] for row in rows] == [row["pred"] for row in flipped_rows]
     assert flipped["auroc"] == pytest.approx(1 - results["auroc"])
     assert (flipped["tp"], flipped["fn"]) == (results["fp"], results["tn"])
+
+
+def test_what_a_kill_or_an_earlier_look_left_is_evaluated_again(place: Path, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was evaluated half-way through, finished, and killed before its outputs were whole."""
+    words = drawn.ad_words(folders, "pooling=mean", "experiment_name=halted", "run_root=runs")
+    with monkeypatch.context() as patch:
+        stop_before(patch, 6)
+        assert run("train", *words, cwd=place).returncode != 0
+    (folder,) = (place / "runs" / "halted").iterdir()
+    assert run("evaluate", str(folder), cwd=place).returncode == 0
+    assert outputs(folder)[0]["best_epoch"] == 2
+    assert place / trained(run("train", *words, cwd=place)) == folder
+    results, _, result = outputs(folder)
+    assert "best_threshold_f1" in results
+    assert result["checkpoint"]["sha256"] == file_sha256(folder / "label" / "best" / "manifest.json")
+    (folder / "report.html").unlink()
+    (folder / "results.json").unlink()
+    assert "finished already" in run("train", *words, "-m", cwd=place).stderr
+    assert outputs(folder)[0] == results
+    assert (folder / "test_report.md").is_file()
+    before = (folder / "results.json").stat().st_mtime_ns
+    run("train", *words, "-m", cwd=place)
+    assert (folder / "results.json").stat().st_mtime_ns == before, "what is whole is left alone"
 
 
 def test_a_test_split_of_one_class(finished: Any, place: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eyegraft.training.runs import Run
 
 HELP = "evaluate a run beside its baselines, and write its report"
 
@@ -37,13 +40,29 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def evaluate_once(run: Path) -> None:
-    """Evaluate a run that was just trained, unless it was evaluated before: a finished run does not change."""
+    """Evaluate a run that was just trained, unless that was done before and to the end: a finished run does not change."""
     from eyegraft.evaluation import evaluate
     from eyegraft.training.runs import read_run
 
     opened = read_run(run)
-    if opened.facts["finished"] and not all((run / "evaluation" / f"{split}.json").exists() for split in opened.recipe.evaluation.splits):
+    if opened.facts["finished"] and not all(_is_whole(opened, split) for split in opened.recipe.evaluation.splits):
         _show(run, evaluate(run))
+
+
+def _is_whole(run: Run, split: str) -> bool:
+    """Whether a split's result is of the checkpoint that counts now (a run may have been evaluated before it was finished), and the report,
+    which is written last, is there and not older."""
+    import json
+
+    from eyegraft.files import file_sha256
+
+    result = run.folder / "evaluation" / f"{split}.json"
+    try:
+        used = json.loads(result.read_text(encoding="utf-8"))["checkpoint"]["sha256"]
+        later = (run.folder / "report.html").stat().st_mtime_ns >= result.stat().st_mtime_ns
+    except (OSError, ValueError, KeyError):
+        return False
+    return later and bool(used == file_sha256(run.checkpoint() / "manifest.json"))
 
 
 def _show(run: Path, results: Mapping[str, dict[str, Any]]) -> None:

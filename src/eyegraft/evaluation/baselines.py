@@ -106,15 +106,19 @@ def nearest_neighbours(
 def _features(
     model: Graft, samples: Sequence[Sample], readers: Mapping[str, Reader], batch_size: int, num_workers: int, label: str
 ) -> Tensor:
-    """[len(samples), ΣD] float32 on the CPU: the mean of each modality's tokens at unit length, 0 where it is absent."""
+    """[len(samples), ΣD] float32 on the CPU: each modality at unit length, 0 where it is absent. It is pooled as the recipe pools it where
+    that learns nothing, as in the feature cache, so that both give the same neighbours; else by the mean."""
     device = next(model.parameters()).device
+    firsts = {modality: next(iter(chain), None) for modality, chain in model.connectors.items()}  # type: ignore[call-overload]
+    pooling: dict[str, Any] = {modality: first for modality, first in firsts.items() if getattr(first, "idempotent", False)}
     examples = Examples(samples, [Encoded((0,), (0,))] * len(samples), readers)
     order = batches_in_order(len(samples), batch_size)
     pooled = []
     with progress(label, len(samples)) as advance:
         for batch in load_batches(examples, order, pad_id=pad_id_of(model), num_workers=num_workers):
             means = []
-            for tokens in model.encode(batch.to(device)).values():
+            for modality, tokens in model.encode(batch.to(device)).items():
+                tokens = pooling[modality](tokens) if modality in pooling else tokens
                 mean = (tokens.values * tokens.mask.unsqueeze(-1)).sum(1) / tokens.mask.sum(1, keepdim=True).clamp(min=1)  # [B, D]
                 means.append(torch.nn.functional.normalize(mean.float(), dim=-1))
             pooled.append(torch.cat(means, dim=-1).cpu())
