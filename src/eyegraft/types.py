@@ -230,6 +230,7 @@ class Scores:
         higher_is_better: name -> direction; a metric not named is better when higher.
         statistics: of corpus values that are no mean over samples (AUROC, F1): name -> the value over the samples at these indices, repeats
             allowed, NaN where it is undefined. Intervals are drawn from it.
+        undirected: names that are better neither high nor low: a bias is best at zero.
     """
 
     corpus: Mapping[str, float]
@@ -237,3 +238,4 @@ class Scores:
     signature: Mapping[str, str]
     higher_is_better: Mapping[str, bool] = field(default_factory=dict)
     statistics: Mapping[str, Callable[[NDArray[np.int64]], float]] = field(default_factory=dict)
+    undirected: frozenset[str] = frozenset()

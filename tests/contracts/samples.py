@@ -76,6 +76,7 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     },
     "heads": {
         "classifier": {"plain": lambda folders: {"hidden_dim": 5}},
+        "regressor": {"plain": lambda folders: {"hidden_dim": 5}},
         "prefix_lm": {family: _lm(family) for family in ("llama", "mistral", "qwen2", "phi", "gpt2")},
     },
     "objectives": {
@@ -85,6 +86,9 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "smoothed": lambda folders: {"label_smoothing": 0.1, "class_weights": [1, 2]},
         },
         "cross_entropy": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}},
+        "gaussian_nll": {"plain": lambda folders: {}},
+        "huber": {"plain": lambda folders: {}, "early": lambda folders: {"delta": 0.3}},
+        "mse": {"plain": lambda folders: {}},
         "focal": {"plain": lambda folders: {}, "balanced": lambda folders: {"gamma": 0.5, "class_weights": "balanced"}},
         "softmax": {
             "plain": lambda folders: {},
@@ -98,6 +102,11 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "classes": lambda folders: {"classes": ["cat", "dog", "새"]},
             "multi-label": lambda folders: {"classes": ["cat", "dog", "새"], "multi_label": True},
         },
+        "regress": {
+            "point": lambda folders: {"target": "ta", "unit": "K"},
+            "gaussian": lambda folders: {"unit": "m/s", "distribution": "gaussian"},
+            "plain": lambda folders: {"level": None},
+        },
         "caption": {
             "chat": lambda folders: {"prompt": "What is drawn here?"},
             "plain": lambda folders: {"prompt": "What is drawn here?", "template": "plain"},
@@ -107,19 +116,19 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
 }
 
 
-LABEL_PARTS = {"heads": {"classifier"}, "tasks": {"classify"}, "objectives": {"bce", "focal", "softmax"}}
-"""Parts that speak labels where the others of their room speak text: they keep other promises."""
+SPEAKS = {"heads": {"classifier": "labels", "regressor": "labels"}, "tasks": {"classify": "labels", "regress": "numbers"}}
+"""Parts that answer in something else than text keep other promises. To a head numbers are labels."""
 
 
-def cases(room: str, *, labels: bool | None = None) -> list[Any]:
+def cases(room: str, *, speaks: str | None = None) -> list[Any]:
     """One case for each sample of each part found in the room's folder, and a failing one for a part without a sample.
 
     Args:
-        labels: only the parts that speak labels, or only the others; None: all.
+        speaks: only the parts that speak `text`, `labels` or `numbers`; None: all.
     """
     found = []
     for kind in sorted(kinds(room)):
-        if labels is not None and labels != (kind in LABEL_PARTS[room]):
+        if speaks is not None and speaks != SPEAKS[room].get(kind, "text"):
             continue
         for label in SAMPLES[room].get(kind) or {"without-sample": None}:
             found.append(pytest.param((kind, label), id=f"{kind}-{label}"))

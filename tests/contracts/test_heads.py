@@ -16,7 +16,7 @@ from eyegraft.types import IGNORE, Tokens
 PAIRS = [("What is drawn here?", "a red square"), ("Name it:", "파란 동그라미"), ("What?", "a green triangle and more")]
 PROMPTS = [(prompt, None) for prompt, _ in PAIRS]
 COUNT, NEW = 5, 10
-pytestmark = pytest.mark.parametrize("case", cases("heads", labels=False))
+pytestmark = pytest.mark.parametrize("case", cases("heads", speaks="text"))
 _built: dict[tuple[str, str], Any] = {}
 
 

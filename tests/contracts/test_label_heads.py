@@ -12,7 +12,7 @@ from eyegraft.errors import PartError
 from eyegraft.types import Batch, Tokens
 
 DIM, K = 8, 3
-pytestmark = pytest.mark.parametrize("case", cases("heads", labels=True))
+pytestmark = pytest.mark.parametrize("case", cases("heads", speaks="labels"))
 
 
 def built(case: tuple[str, str], folders: Any) -> Any:

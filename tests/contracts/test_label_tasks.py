@@ -14,7 +14,7 @@ from eyegraft.errors import DataError
 from eyegraft.registry import kinds
 from eyegraft.types import Sample, Tokens
 
-pytestmark = pytest.mark.parametrize("case", cases("tasks", labels=True))
+pytestmark = pytest.mark.parametrize("case", cases("tasks", speaks="labels"))
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ K = 11
 NAN = float("nan")
 OF_TEXT = ("cross_entropy",)
 """Kinds that read token labels; the others read the targets of label tasks."""
+OF_TWO_NUMBERS = ("gaussian_nll",)
+"""Kinds that read a mean and a spread for each target."""
 
 pytestmark = pytest.mark.parametrize("case", cases("objectives"))
 
@@ -32,7 +34,7 @@ def made(case: tuple[str, str], folders: Any) -> Any:
 
 def given(case: tuple[str, str], dtype: torch.dtype = torch.float32) -> tuple[Output, Batch]:
     """Three rows: all to learn, some of it, and nothing."""
-    return (given_text if case[0] in OF_TEXT else given_labels)(dtype)
+    return given_text(dtype) if case[0] in OF_TEXT else given_labels(dtype, outputs=6 if case[0] in OF_TWO_NUMBERS else 3)
 
 
 def given_text(dtype: torch.dtype) -> tuple[Output, Batch]:
@@ -43,11 +45,11 @@ def given_text(dtype: torch.dtype) -> tuple[Output, Batch]:
     return _output(joined, (*joined.shape, K), dtype), _batch(labels.clamp(min=0), mask, labels, torch.zeros(3, 0))
 
 
-def given_labels(dtype: torch.dtype) -> tuple[Output, Batch]:
-    """Three classes, one-hot; of the second row one target is not known, of the third none."""
+def given_labels(dtype: torch.dtype, outputs: int) -> tuple[Output, Batch]:
+    """Three classes, one-hot, which are numbers too; of the second row one target is not known, of the third none."""
     nothing = torch.zeros(3, 0, dtype=torch.int64)
     targets = torch.tensor([[0.0, 1, 0], [1, 0, NAN], [NAN, NAN, NAN]])
-    return _output(targets, (3, 3), dtype), _batch(nothing, nothing.bool(), nothing, targets)
+    return _output(targets, (3, outputs), dtype), _batch(nothing, nothing.bool(), nothing, targets)
 
 
 def _output(labels: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Output:

@@ -12,7 +12,7 @@ from eyegraft.errors import DataError
 from eyegraft.registry import kinds
 from eyegraft.types import IGNORE, Sample
 
-pytestmark = pytest.mark.parametrize("case", cases("tasks", labels=False))
+pytestmark = pytest.mark.parametrize("case", cases("tasks", speaks="text"))
 TARGET = "초록 삼각형, a green triangle"
 
 

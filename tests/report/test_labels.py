@@ -94,7 +94,7 @@ def test_says_what_was_found(run_dir: Path, html: str) -> None:
         "Image only texts absent; an empty text counts as absent ▲ The texts help.",
         "Text only images absent ▲ The images help.",
         "Shuffled texts shown the text of another sample",
-        "Most frequent answer: the share of each class in training, always.",
+        "Without looking: the share of each class in training, always.",
         "Chosen on validation alone and applied to test: no threshold was tried on these samples.",
         f"best F1 on validation {best['threshold']:.3f} {best['accuracy']:.3f} {best['precision']:.3f} {best['recall']:.3f} {best['f1']:.3f} "
         f"{best['fp']} {best['fn']} {best['tp']} {best['tn']}",

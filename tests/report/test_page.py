@@ -234,7 +234,7 @@ def test_other_tasks_bring_their_own_metrics(tmp_path: Path) -> None:
     rows = [{"id": i, "references": [270.5 + i], "answers": {"model": 271.0}, "scores": {"rmse_kelvin": float(i)}} for i in range(3)]
     (tmp_path / "evaluation" / "test.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     text = " ".join(read(tmp_path).text.split())
-    assert "RMSE kelvin, lower is better" in text
+    assert "RMSE (K), lower is better" in text
     assert "Better than the best baseline, climatology (4.400, 4.200 to 4.600): difference −2.300" in text
     assert text.index("272.5") < text.index("271.5") < text.index("270.5")
     assert "✓" not in text

@@ -32,7 +32,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _in_words(answer: Mapping[str, Any]) -> str:
-    """`true (0.93)`, `cat (0.81)`."""
+    """`true (0.93)`, `cat (0.81)`, `291.3 K (289.6 to 293.1)`."""
+    if "value" in answer:
+        between = f" ({answer['interval'][0]:.6g} to {answer['interval'][1]:.6g})" if answer["interval"] else ""
+        return f"{answer['value']:.6g} {answer['unit']}".strip() + between
     label, known = answer["label"], answer.get("probabilities", {})
     if isinstance(label, list):
         return ", ".join(f"{name} ({known[name]:.2f})" for name in label) or "none"

@@ -91,7 +91,8 @@ def _statistic(folder: Path, result: Mapping[str, Any], rows: Rows, metric: str)
         run = read_run(folder)
         module, config = configured("tasks", run.recipe.tasks[result["task"]])
         task = module.build(result["task"], config)
-        task.decision = run.facts["stages"].get(result["checkpoint"]["stage"], {}).get("decision") or {}
+        facts = run.facts["stages"].get(result["checkpoint"]["stage"], {})
+        task.learned, task.decision = facts.get("learned") or {}, facts.get("decision") or {}
         samples = [Sample(id=id_, image=None, references=tuple(row["references"])) for id_, row in rows.items()]
         scored = task.score([row["answers"]["model"] for row in rows.values()], samples)
     except (EyegraftError, KeyError):

@@ -32,11 +32,12 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     """One flat table: what was run, its metrics, the confusion table, and the thresholds that validation chose with the metrics there."""
     details = result["details"]
     values = {metric: entry["value"] for metric, entry in result["systems"]["model"].items()}
+    loss = next((name for name in ("log_loss", "mse_norm") if name in values), None)
     flat: dict[str, Any] = {
         "experiment": run.recipe.experiment_name,
         "best_epoch": result["checkpoint"]["epoch"],
         "num_samples": result["num_samples"],
-        **({"loss": values["log_loss"]} if "log_loss" in values else {}),
+        **({"loss": values[loss]} if loss is not None else {}),
         **values,
         **details.get("confusion", {}),
     }
@@ -49,9 +50,14 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prediction(sample: Sample, truth: Any, answer: Any) -> dict[str, Any]:
-    """{path, gt, pred, prob, …} of a label task, gt in the words of pred; {path, gt, pred} of a text."""
+    """{path, gt, pred, prob, …} of a label task, gt in the words of pred; {path, gt, pred} of a text; {path, gt, pred, unit, std, low, high}
+    of a number, low and high None where it has no interval.
+    """
     row = {"id": sample.id, "path": str(sample.image) if sample.image is not None else None, "gt": truth}
     if not isinstance(answer, Mapping):
         return {**row, "pred": answer}
-    names: dict[str, str] = {"label": "pred", "probability": "prob", "probabilities": "probs"}
-    return {**row, **{names.get(str(key), str(key)): value for key, value in answer.items()}}
+    names: dict[str, str] = {"label": "pred", "value": "pred", "probability": "prob", "probabilities": "probs"}
+    said = {names.get(str(key), str(key)): value for key, value in answer.items() if key != "interval"}
+    if "interval" in answer:
+        said["low"], said["high"] = answer["interval"] or (None, None)
+    return {**row, **said}

@@ -133,7 +133,10 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
     drawing = Drawing.of(samples, recipe)
     differences = {system: drawing.differences(scored["model"], scores) for system, scores in scored.items() if system != "model"}
     systems = {system: drawing.table(scores) for system, scores in scored.items()}
-    higher_is_better = {name: scored["model"].higher_is_better.get(name, True) for name in scored["model"].corpus}
+    higher_is_better = {
+        name: None if name in scored["model"].undirected else scored["model"].higher_is_better.get(name, True)
+        for name in scored["model"].corpus
+    }
     conclusions = _conclusions(systems, differences, higher_is_better, len(samples))
     if split in _NOT_HELD_OUT:
         conclusions.insert(0, f"Not held out: {_NOT_HELD_OUT[split]}.")
@@ -289,7 +292,7 @@ def _applicable(names: Sequence[str], model: Graft, samples: Sequence[Sample], t
 
 
 def _conclusions(
-    systems: Mapping[str, Any], differences: Mapping[str, Any], higher_is_better: Mapping[str, bool], num_samples: int
+    systems: Mapping[str, Any], differences: Mapping[str, Any], higher_is_better: Mapping[str, bool | None], num_samples: int
 ) -> list[str]:
     """One sentence a baseline on the task's first metric with paired differences: better, worse, or not to be told apart."""
     known = {name for name in systems["model"] if all(table.get(name, {}).get("low") is not None for table in differences.values())}

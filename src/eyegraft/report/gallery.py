@@ -13,7 +13,7 @@ from typing import Any
 from eyegraft.data.images import MISSING, TOO_LARGE, check_image, open_image
 from eyegraft.errors import DataError
 from eyegraft.report.reading import finite, mapping
-from eyegraft.report.words import answer_text, higher_is_better, number, plain, system_label
+from eyegraft.report.words import answer_text, higher_is_better, is_directed, number, plain, system_label
 
 MAX_CARDS = 240
 """Samples that a split shows; the rest stays in its samples file."""
@@ -76,7 +76,8 @@ def build_gallery(rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, An
         folder: the run, to which relative picture paths refer.
     """
     carried = list(dict.fromkeys(name for row in rows for name in mapping(row.get("scores"))))
-    order = [name for name in metrics if name in carried] + [name for name in carried if name not in metrics]
+    known = [name for name in metrics if name in carried] + [name for name in carried if name not in metrics]
+    order = [name for name in known if is_directed(name, evaluation)]
     judge = _yes_or_no(rows, [name for name in order if higher_is_better(name, evaluation)])
     ranked = sorted(rows, key=lambda row: _badness(row, order, evaluation))
     gallery = Gallery(metric=order[0] if order else "", num_samples=len(rows))

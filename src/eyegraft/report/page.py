@@ -52,7 +52,7 @@ class SplitView:
     headline: Figure
     verdicts: list[Verdict]
     metrics: list[str]
-    directions: dict[str, bool]
+    directions: dict[str, bool | None]
     systems: list[str]
     table: dict[str, dict[str, Figure]]
     best: dict[str, str]
@@ -161,32 +161,37 @@ def _split_view(run: Run, name: str) -> SplitView:
     table = {system: {metric: figure(value) for metric, value in mapping(values).items()} for system, values in written.items()}
     systems = sorted(table, key=lambda system: system != MODEL)  # stable: the model first, the rest as written
     metrics = list(dict.fromkeys(metric for system in systems for metric in table[system]))
-    directions = {metric: words.higher_is_better(metric, info) for metric in metrics}
+    directions = {metric: words.higher_is_better(metric, info) if words.is_directed(metric, info) else None for metric in metrics}
     metric = _main_metric(table.get(MODEL, {}), metrics)
     samples = run.samples.get(name, [])
     kind = kind_of(samples)
-    # a label task has a dozen metrics: the table holds them all, a chart of them all would bury the rest
+    numbers = any("value" in mapping(mapping(row.get("answers")).get(MODEL)) for row in samples[:1])
+    # labels and numbers have a dozen metrics: the table holds them all, a chart of them all would bury the rest
     first = [name for name in metrics if table.get(MODEL, {}).get(name, Figure()).value is not None][:NUM_METRICS]
-    rows = _chart_rows(table, systems, metrics if kind is None else first)
+    rows = _chart_rows(table, systems, first if kind is not None or numbers else metrics)
     labels = [words.system_label(system) for system in systems]
     return SplitView(
         name=name,
         info=info,
         metric=metric,
-        higher=directions.get(metric, True),
+        higher=directions.get(metric) is not False,
         headline=table.get(MODEL, {}).get(metric, Figure()),
-        verdicts=_verdicts(info, table, metric, directions.get(metric, True)),
+        verdicts=_verdicts(info, table, metric, directions.get(metric) is not False),
         metrics=metrics,
         directions=directions,
         systems=systems,
         table=table,
-        best={name: system for name in metrics if (system := _best_system(table, list(table), name, directions[name]))},
+        best={
+            name: system
+            for name, higher in directions.items()
+            if higher is not None and (system := _best_system(table, list(table), name, higher))
+        },
         wide=charts.interval_chart(rows, labels, columns=3, panel_width=245),
         narrow=charts.interval_chart(rows, labels, columns=1, panel_width=186),
         gallery=build_gallery(samples, info, metrics, run.folder) if kind is None else Gallery(num_samples=len(samples)),
         slices=slices_of(info, first),
         labels=None if kind is None else label_view(samples, info, first, kind, run.folder),
-        notes=words.SYSTEM_NOTES if kind is None else words.LABEL_NOTES,
+        notes=words.NUMBER_NOTES if numbers else words.SYSTEM_NOTES if kind is None else words.LABEL_NOTES,
         first_metrics=first,
     )
 

@@ -15,7 +15,7 @@ SYSTEM_LABELS = {
     "absent_text": "Image only",
     "absent_image": "Text only",
     "shuffled_text": "Shuffled texts",
-    "most_frequent": "Most frequent answer",
+    "most_frequent": "Without looking",
     "nearest_neighbour": "Nearest neighbour",
 }
 
@@ -37,6 +37,13 @@ LABEL_NOTES = {
 }
 """The same where the answers are probabilities of labels."""
 
+NUMBER_NOTES = {
+    **SYSTEM_NOTES,
+    "most_frequent": "the mean of the training values, always",
+    "nearest_neighbour": "the mean of the most similar training samples",
+}
+"""The same where the answers are numbers."""
+
 _LOWER_IS_BETTER = frozenset({"loss", "error", "rmse", "mae", "mse", "nll", "perplexity", "brier", "ece", "wer", "cer", "bias", "seconds"})
 
 _SPELLING = {
@@ -53,6 +60,9 @@ _SPELLING = {
     "pr": "PR",
     "ece": "ECE",
     "brier": "Brier",
+    "kelvin": "(K)",
+    "celsius": "(°C)",
+    "r2": "R²",
 }
 
 MAX_TEXT = 600
@@ -74,6 +84,11 @@ def higher_is_better(metric: str, evaluation: Mapping[str, Any]) -> bool:
     if isinstance(declared, bool):
         return declared
     return not _LOWER_IS_BETTER & set(metric.lower().split("_"))
+
+
+def is_directed(metric: str, evaluation: Mapping[str, Any]) -> bool:
+    """Whether higher or lower is better at all: a bias is best at zero, which the evaluation declares by null."""
+    return mapping(evaluation.get("higher_is_better")).get(metric, True) is not None
 
 
 def number(value: Any, signed: bool = False) -> str:
@@ -150,8 +165,17 @@ def answer_text(value: Any) -> str:
         text = value
     elif isinstance(value, float):
         text = number(value)
+    elif isinstance(value, Mapping) and "value" in value:
+        text = _measured(value)
     elif isinstance(value, Sequence):
         text = ", ".join(answer_text(item) for item in value)
     else:
         text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT].rstrip()} … ({len(text):,} characters)"
+
+
+def _measured(answer: Mapping[str, Any]) -> str:
+    """`291.3 K (289.6 to 293.1)`, a number with its interval where it has one."""
+    interval = answer.get("interval")
+    between = f" ({number(interval[0])} to {number(interval[1])})" if isinstance(interval, list) and len(interval) == 2 else ""
+    return f"{number(answer['value'])} {answer.get('unit') or ''}".strip() + between

@@ -24,6 +24,7 @@ class Task(Protocol):
         prompt: the prompt where a sample brings none.
         decoding: how answers are made, written beside every result.
         decision: what validation chose (see `settle`); empty before.
+        learned: what it must know of the training split (see `learn`); empty before, and where that is nothing.
         num_neighbours: how many training samples retrieval answers from.
         reads_logits: answers come straight from a forward (`read`); else they are generated, which costs far more.
     """
@@ -34,8 +35,12 @@ class Task(Protocol):
     prompt: str
     decoding: dict[str, Any]
     decision: Mapping[str, Any]
+    learned: Mapping[str, Any]
     num_neighbours: int
     reads_logits: bool
+
+    def learn(self, train: Sequence[Sample]) -> dict[str, Any]:
+        """What must be known of the training split, and of no other, before any sample is encoded: mean and spread of a number."""
 
     def encode(self, sample: Sample, tokenizer: Any, *, learn: bool) -> Encoded:
         """Prompt and target (learn) or the prompt alone.

@@ -47,7 +47,11 @@ class CaptionTask:
             "template": config.template,
         }
         self.decision: dict[str, Any] = {}
+        self.learned: dict[str, Any] = {}
         self._config = config
+
+    def learn(self, train: Sequence[Sample]) -> dict[str, Any]:
+        return {}
 
     def check(self, samples: Sequence[Sample], split: str) -> None:
         return None

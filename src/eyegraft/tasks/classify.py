@@ -65,6 +65,7 @@ class ClassifyTask:
         self.name, self.config = name, config
         self.objectives = ("softmax",) if config.exclusive else ("bce", "focal")
         self.decision: dict[str, Any] = {}
+        self.learned: dict[str, Any] = {}
         self.directions = self._directions()
 
     def _directions(self) -> dict[str, bool]:
@@ -85,6 +86,9 @@ class ClassifyTask:
         return wanted if isinstance(wanted, float) else float(self.decision.get("thresholds", {}).get(wanted, 0.5))
 
     # ── labels ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def learn(self, train: Sequence[Sample]) -> dict[str, Any]:
+        return {}
 
     def encode(self, sample: Sample, tokenizer: Any, *, learn: bool) -> Encoded:
         return Encoded(target=self._target(sample) if learn else (math.nan,) * num_outputs(self.config))
