@@ -64,6 +64,20 @@ def test_a_failed_job_stops_no_other_and_finished_ones_are_not_trained_again(roo
     assert not {*runs_in(fresh.stdout)} & {*runs, *runs_in(other.stdout)}
 
 
+def test_a_damaged_run_beside_it_is_passed_over(root: Path) -> None:
+    words = (*QUICK, "run_stages=[warm]")
+    (run,) = runs_in(tiny_run("train", *words, cwd=root).stdout)
+    damaged = root / Path(run).parent / "29990101_000000" / "run.json"
+    damaged.parent.mkdir()
+    for content in ('{"finger', "[]", "{}"):
+        damaged.write_text(content)
+        for multirun in ((), ("-m",)):
+            again = tiny_run("train", *words, *multirun, cwd=root)
+            assert again.returncode == 0, again.stderr
+            assert runs_in(again.stdout) == [run], "the unfinished run goes on"
+            assert re.search(r"passing over runs/\S+/29990101_000000/run.json: it cannot be read", again.stderr)
+
+
 def test_compare_prints_and_writes(root: Path) -> None:
     runs = runs_in(tiny_run("train", *QUICK, "connector=mlp,prefix", "-m", cwd=root).stdout)
     for run in runs:

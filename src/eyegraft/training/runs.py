@@ -134,14 +134,28 @@ def open_run(recipe: Recipe, *, resume: str | None = None, fresh: bool = False) 
                 "drop the changed overrides, or start anew with --fresh",
             )
         return Run(run.folder, recipe, run.facts)
-    home = Path(recipe.run_root).expanduser() / recipe.experiment_name
-    if not fresh:
-        for folder in sorted((path.parent for path in home.glob("*/run.json")), reverse=True):
-            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            if facts.get("fingerprint") == recipe.fingerprint and not facts["finished"]:
-                log.info("going on with the unfinished run %s", folder)
-                return Run(folder, recipe, facts)
-    return _new_run(home, recipe)
+    for run in runs_of(recipe) if not fresh else ():
+        if not run.facts["finished"]:
+            log.info("going on with the unfinished run %s", run.folder)
+            return run
+    return _new_run(_home(recipe), recipe)
+
+
+def runs_of(recipe: Recipe) -> Iterator[Run]:
+    """The runs that were started with this very recipe, the newest first. A run.json that cannot be read is passed over with a message."""
+    for file in sorted(_home(recipe).glob("*/run.json"), reverse=True):
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            same = facts["fingerprint"] == recipe.fingerprint
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("passing over %s: it cannot be read (%s)", file, type(error).__name__)
+            continue
+        if same:
+            yield Run(file.parent, recipe, facts)
+
+
+def _home(recipe: Recipe) -> Path:
+    return Path(recipe.run_root).expanduser() / recipe.experiment_name
 
 
 def _new_run(home: Path, recipe: Recipe) -> Run:

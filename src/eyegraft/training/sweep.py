@@ -25,6 +25,7 @@ from eyegraft.data.samples import load_samples
 from eyegraft.errors import EyegraftError, PartError, RecipeError, RunError, TrainingError
 from eyegraft.files import write_atomically
 from eyegraft.training import train
+from eyegraft.training.runs import runs_of
 
 log = logging.getLogger(__name__)
 Parameters = dict[str, Any]
@@ -283,17 +284,13 @@ def train_or_reuse(recipe: Recipe, read: Hashes) -> Path:
     Args:
         read: hashes of data that were read already. Filled here: the runs of one command ask for the same data again and again.
     """
-    home = Path(recipe.run_root).expanduser() / recipe.experiment_name
-    for file in sorted(home.glob("*/run.json"), reverse=True):
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        if facts.get("fingerprint") != recipe.fingerprint:
-            continue
-        if not facts["finished"]:
+    for run in runs_of(recipe):
+        if not run.facts["finished"]:
             break  # training goes on with it
-        before = {name: split["sha256"] for name, split in facts.get("data", {}).get("splits", {}).items()}
+        before = {name: split["sha256"] for name, split in run.facts.get("data", {}).get("splits", {}).items()}
         if before == _data_sha256(recipe.data, read):
-            log.info("finished already: %s", file.parent)
-            return file.parent
+            log.info("finished already: %s", run.folder)
+            return run.folder
     return train(recipe)
 
 
