@@ -20,6 +20,7 @@ from eyegraft.errors import DataError, RecipeError
 from eyegraft.evaluation import evaluate
 from eyegraft.report import write_report
 from eyegraft.serving import load_run
+from eyegraft.training.checkup import check_recipe
 
 COUNTS = {"train": 64, "val": 24, "test": 24}
 
@@ -216,6 +217,13 @@ def test_every_unusable_number_stops_the_run_before_it_trains(recipe: Callable[.
     for split, cell in (("train", "NaN"), ("val", "inf"), ("test", "12,5")):
         assert f"sample {split}/3: ta is '{cell}'" in caught.value.given
     assert "train/4" not in caught.value.given
+
+
+def test_the_doctor_shows_the_scale(recipe: Callable[..., Recipe], place: Path) -> None:
+    train = kelvin(read(place / "data" / "train.csv"))
+    lines = list(check_recipe(recipe(distribution="gaussian")))
+    assert f"training targets: mean {train.mean():.6g}, std {train.std():.6g}, num_samples 64" in lines
+    assert not [line for line in lines if line.startswith("labels:")]
 
 
 def test_a_point_knows_no_likelihood(recipe: Callable[..., Recipe]) -> None:

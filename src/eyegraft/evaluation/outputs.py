@@ -50,8 +50,8 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prediction(sample: Sample, truth: Any, answer: Any) -> dict[str, Any]:
-    """{path, gt, pred, prob, …} of a label task, gt in the words of pred; {path, gt, pred} of a text; {path, gt, pred, unit, std, low, high}
-    of a number, low and high None where it has no interval.
+    """{path, gt, pred, prob, …} of a label task, gt in the words of pred; {path, gt, pred} of a text; {path, gt, pred, unit, std, low,
+    high} of a number, low and high None where it has no interval.
     """
     row = {"id": sample.id, "path": str(sample.image) if sample.image is not None else None, "gt": truth}
     if not isinstance(answer, Mapping):
