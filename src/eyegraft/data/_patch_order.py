@@ -64,9 +64,10 @@ def _bits(count: int, *seed: object) -> NDArray[np.uint64]:
 
 def window_ends(count: int) -> Rows:
     """Where the windows of an order end. The first ones are small, so that the first batch need not wait for 64 blocks."""
-    sizes, total = [], 0
+    sizes: list[int] = []
+    total = 0
     while total < count:
-        size = min(4 << len(sizes), WINDOW) * BLOCK if len(sizes) < 8 else WINDOW * BLOCK
+        size = min(4 << min(len(sizes), 8), WINDOW) * BLOCK
         sizes.append(size)
         total += size
     return np.minimum(np.cumsum(sizes, dtype=np.int64), count)

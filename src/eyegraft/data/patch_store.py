@@ -33,7 +33,7 @@ from eyegraft.data._patch_order import POSSIBLE, ReadAhead, Rows, Run, Shuffle, 
 from eyegraft.errors import DataError, nearest, shown
 from eyegraft.files import file_sha256, write_atomically
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 _LARGE = 1024  # bytes of a row: such fields are fetched block by block, smaller ones by the system's own read-ahead
 _PIECE = 64  # rows gathered at once when shards alternate: what is copied twice stays in the processor's cache
 
@@ -351,7 +351,8 @@ def statistics(store: PatchStore, field: str, *, batch_size: int = 4096) -> Stat
 
 def one_hot(index: NDArray[Any], categories: int) -> NDArray[np.float32]:
     """Class numbers [B] -> [B, categories]; a row of zeros where the number is outside."""
-    return (np.asarray(index)[:, None] == np.arange(categories)).astype(np.float32)
+    vectors: NDArray[np.float32] = (np.asarray(index)[:, None] == np.arange(categories)).astype(np.float32)
+    return vectors
 
 
 def merged_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
