@@ -19,10 +19,10 @@ class Config(Strict):
 
 
 def prepare(config: Config, target: Path) -> dict[str, Any]:
-    """Write `train|val|test.csv` and the images into `target`."""
+    """Write `train|val|test|test_new_styles.csv` and the images into `target`."""
     with (HERE / "brand_marks.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "val": [], "test": []}
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "val": [], "test": [], "test_new_styles": []}
     for row in track(rows, "preparing brand_marks"):
         _copy(HERE / row["local_image_path"], target / row["local_image_path"])
         splits[row.pop("split")].append(row)
