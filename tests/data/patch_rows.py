@@ -34,7 +34,7 @@ def produced(job: dict[str, int]) -> tuple[dict[str, np.ndarray], dict[str, int]
         "row": rows.astype(np.int64),
         "pixel": np.stack([rows % 900, rows % 7], axis=1).astype(np.int16),
     }
-    return columns, {"NaN": job["first"] % 5, "outside the grid": 1}
+    return columns, {"NaN": job["first"] % 3, "outside the grid": 1}
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_rows_and_fields_that_are_not_there(written: Path) -> None:
 def test_counts_and_the_schema_are_in_the_manifest(written: Path) -> None:
     with PatchStore(written) as store:
         assert len(store) == 2501
-        assert store.manifest.counts == {"NaN": 0 + 0 + 0 + 0, "outside the grid": 4}
+        assert store.manifest.counts == {"NaN": 0 + 1 + 1 + 2, "outside the grid": 4}
         assert store.schema == SCHEMA
         assert store.row_bytes == 1200 + 4 + 8 + 4
 
