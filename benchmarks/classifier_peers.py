@@ -339,7 +339,9 @@ def measured(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     _, preparing = eyegraft("prepare", *RECIPE, cwd=root, cache=cache)
     say(f"prepared in {preparing:.1f} s")
 
+    import sklearn.ensemble  # noqa: F401, a limit of threads reaches only the libraries that are loaded
     import torch
+    from threadpoolctl import threadpool_limits
 
     from eyegraft.composition import load_recipe
     from eyegraft.data.samples import load_samples
@@ -361,7 +363,8 @@ def measured(root: Path, options: argparse.Namespace) -> dict[str, Any]:
         systems.append(system)
     own = facts[systems[0].name]
     own["command_seconds_from_an_empty_cache"] = from_nothing(root, seeds[0], threads, own["val_auroc_by_seed"][0])
-    systems += [fitted(kind, view, splits) for kind in KINDS for view in VIEWS]
+    with threadpool_limits(threads):  # numpy read OMP_NUM_THREADS before it was set
+        systems += [fitted(kind, view, splits) for kind in KINDS for view in VIEWS]
     python = options.autogluon or (sys.executable if importlib.util.find_spec("autogluon") else None)
     facts["autogluon"] = NO_AUTOGLUON
     if python is not None:
