@@ -28,7 +28,7 @@ def both(count: int, seed: int = 0, text_present: torch.Tensor | None = None) ->
 def test_the_gate_is_the_formula() -> None:
     """h_v = tanh(W_v v), h_t = tanh(W_t t), g = sigmoid(W_g [v; t]), out = norm(g h_v + (1 - g) h_t)."""
     torch.manual_seed(0)
-    fusion = gated.build(gated.Config(dim=5, dropout=0), dims=DIMS).eval()
+    fusion = gated.build(gated.Config(dim=5, dropout=0, normalize=False), dims=DIMS).eval()
     tokens = both(4)
     v, t = tokens["image"].values[:, 0], tokens["text"].values[:, 0]
     g = torch.sigmoid(torch.cat([v, t], 1) @ fusion.gate.weight.T + 0.5)
@@ -42,10 +42,21 @@ def test_the_gate_is_the_formula() -> None:
     torch.testing.assert_close(out.weights["image"] + out.weights["text"], torch.ones(4))
 
 
+def test_the_scale_of_an_encoder_decides_nothing() -> None:
+    """A pooled CNN's features may be 17 long where sentence vectors are 1: as published, the gate would hear the larger alone."""
+    torch.manual_seed(0)
+    fusion, tokens = gated.build(gated.Config(dim=5, dropout=0), dims=DIMS).eval(), both(4)
+    louder = {**tokens, "image": one(tokens["image"].values[:, 0] * 17)}
+    torch.testing.assert_close(fusion(louder).values, fusion(tokens).values, rtol=1e-3, atol=1e-3)
+    plain = gated.build(gated.Config(dim=5, dropout=0, normalize=False), dims=DIMS).eval()
+    assert (plain(louder).values - plain(tokens).values).abs().max() > 0.1
+
+
 def test_the_gate_follows_the_informative_modality() -> None:
     """In every row one modality carries the label and the other is noise; the last number of each says which."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
+    patterns = {name: torch.randn(dim, generator=generator).sign() for name, dim in DIMS.items()}
 
     def drawn(count: int) -> tuple[dict[str, Tokens], torch.Tensor, torch.Tensor]:
         label = torch.randint(0, 2, (count,), generator=generator).float()
@@ -53,7 +64,7 @@ def test_the_gate_follows_the_informative_modality() -> None:
         vectors = {}
         for name, informative in (("image", by_image), ("text", ~by_image)):
             values = torch.randn(count, DIMS[name], generator=generator)
-            signal = (2 * label - 1).unsqueeze(1).expand_as(values) * 1.5
+            signal = (2 * label - 1).unsqueeze(1) * patterns[name] * 1.5
             values = torch.where(informative.unsqueeze(1), values * 0.3 + signal, values * 1.5)
             values[:, -1] = informative.float() * 2 - 1
             vectors[name] = one(values)

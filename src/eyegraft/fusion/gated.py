@@ -28,7 +28,7 @@ class Config(Strict):
     dim: Positive = 512
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     gate_bias: float = 0.5
-    normalize: bool = False
+    normalize: bool = True
     modality_dropout: ModalityDropout = {}
 
 
