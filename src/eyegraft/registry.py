@@ -27,6 +27,11 @@ def use_plugin(package: str) -> None:
         _plugins.append(package)
 
 
+def named_plugins() -> tuple[str, ...]:
+    """The packages that the user named."""
+    return tuple(_plugins)
+
+
 def plugins() -> tuple[str, ...]:
     """The packages named by the user, and the installed ones that offer themselves under the entry point `eyegraft.plugins`."""
     return tuple(dict.fromkeys([*_plugins, *_offered(tuple(sys.path))]))

@@ -16,6 +16,7 @@ import pytest
 import tiny
 from cli.running import TESTS, contents, read_table, refused, tiny_run, write_table
 from command_line import arguments, environment
+from eyegraft.cli._multirun import Outcome, note, noted
 from eyegraft.cli.sweep import read_words
 from eyegraft.errors import RecipeError
 from eyegraft.training.sweep import Choices, Range
@@ -62,6 +63,16 @@ def test_a_failed_job_stops_no_other_and_finished_ones_are_not_trained_again(roo
     assert not {*runs_in(other.stdout)} & {*runs}, "runs of other data are no runs of this sweep"
     fresh = tiny_run("train", *QUICK, "seed=0,", "-m", "--fresh", cwd=root)
     assert not {*runs_in(fresh.stdout)} & {*runs, *runs_in(other.stdout)}
+
+
+def test_jobs_may_run_in_other_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As launchers of Hydra's run them: what they give back comes through files, and silence is no success."""
+    outcomes = [Outcome(("seed=0",), root / "runs" / "a"), Outcome(("seed=1", "a=가"), error="no", exit_code=3)]
+    for number, outcome in reversed(list(enumerate(outcomes))):
+        note(root / "outcomes", number, outcome)
+    assert noted(root / "outcomes") == outcomes
+    monkeypatch.setattr("eyegraft.cli._hydra.note", lambda *given: None)
+    refused(tiny_run("train", *QUICK, "seed=0", "-m", cwd=root), 5, "no job of the sweep reported back", "hydra/launcher")
 
 
 def test_a_damaged_run_beside_it_is_passed_over(root: Path) -> None:

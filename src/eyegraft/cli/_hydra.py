@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
 
-from eyegraft.cli._multirun import Outcome, attempt, conclude
+from eyegraft.cli._multirun import attempt, conclude, note, noted
 from eyegraft.composition import hydra_overrides, register_defaults, stop_at_hydra_settings, stop_at_unknown_recipe, to_plain, validate
-from eyegraft.errors import EyegraftError, RecipeError
+from eyegraft.errors import EyegraftError, RecipeError, RunError
+from eyegraft.registry import named_plugins, use_plugin
 
 _options: dict[str, Any] = {}
-_outcomes: list[Outcome] = []
-"""Of a sweep's jobs so far."""
+"""Of this command. A launcher that runs `_job` in other processes takes them along; what the jobs give back goes through files."""
 _hashes: dict[str, dict[str, str]] = {}
 """Of the data that they read (see `train_or_reuse`)."""
 
 
 def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: bool) -> None:
     """Hand the arguments to Hydra, which calls `_job` once, or once a combination of a sweep."""
-    _options.update(resume=resume, fresh=fresh, debug=debug)
     for word in words:
         if word.startswith(("--config-", "-cd", "-cp", "-cn")):  # a folder that Hydra would read unseen by `stop_at_hydra_settings`
             raise RecipeError(word, "folders of recipes by --config-dir alone", "--config-dir FOLDER recipe=NAME")
@@ -34,15 +34,23 @@ def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: b
     plain = [word for word in words if not word.startswith("-")]
     after = [word.removeprefix("recipe=") for word in plain if word.removeprefix("recipe=") in values]
     overrides = hydra_overrides([word for word in plain if word.removeprefix("recipe=") not in values])
-    if any(flag in ("-m", "--multirun", "--cfg", "-c") for flag in flags):
+    names = {flag.split("=")[0] for flag in flags}
+    several = bool(names & {"-m", "--multirun"})
+    if several or names & {"--cfg", "-c"}:
         stop_at_unknown_recipe(overrides)
     if debug:
         os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["eyegraft train", *_interleaved(flags, after), *overrides]
-    _outcomes.clear()
     _hashes.clear()
-    _job()
-    if _outcomes and (code := conclude(_outcomes)):
+    with TemporaryDirectory(prefix="eyegraft-", ignore_cleanup_errors=True) as outcomes:
+        _options.update(resume=resume, fresh=fresh, debug=debug, plugins=named_plugins(), outcomes=outcomes)
+        _job()
+        found = noted(Path(outcomes))
+    if several and not found and not names & {"--cfg", "-c", "--info", "-i"}:
+        raise RunError(
+            "no job of the sweep reported back", "a launcher whose jobs share this machine's temporary folder", "drop hydra/launcher=…"
+        )
+    if found and (code := conclude(found)):
         raise SystemExit(code)
 
 
@@ -62,26 +70,30 @@ def _job(composed: Any) -> None:
     from hydra.types import RunMode
 
     setting = HydraConfig.get()
+    options = dict(_options)
+    for package in options["plugins"]:
+        use_plugin(package)
     if setting.mode == RunMode.MULTIRUN:
-        reuse = not _options["fresh"] and _options["resume"] is None
-        _outcomes.append(attempt(setting.overrides.task, lambda: _train(composed, reuse=reuse), debug=_options["debug"]))
+        reuse = not options["fresh"] and options["resume"] is None
+        outcome = attempt(setting.overrides.task, lambda: _train(composed, options, reuse=reuse), debug=options["debug"])
+        note(Path(options["outcomes"]), setting.job.num, outcome)
         return
     try:
-        _train(composed, reuse=False)
+        _train(composed, options, reuse=False)
     except EyegraftError as error:
-        if _options["debug"]:
+        if options["debug"]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
 
 
-def _train(composed: Any, *, reuse: bool) -> Path:
+def _train(composed: Any, options: Mapping[str, Any], *, reuse: bool) -> Path:
     """Train one recipe and print its run; with `reuse`, one that is finished already is taken as it is."""
     from eyegraft.training import train
     from eyegraft.training.sweep import train_or_reuse
 
     recipe = validate(to_plain(composed))
-    run = train_or_reuse(recipe, _hashes) if reuse else train(recipe, resume=_options["resume"], fresh=_options["fresh"])
+    run = train_or_reuse(recipe, _hashes) if reuse else train(recipe, resume=options["resume"], fresh=options["fresh"])
     if recipe.evaluation.after_training:
         from eyegraft.cli.evaluate import evaluate_once
 

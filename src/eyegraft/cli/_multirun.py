@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eyegraft.errors import EyegraftError
+from eyegraft.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,21 @@ def attempt(overrides: Sequence[str], job: Callable[[], Path], *, debug: bool) -
         from eyegraft.training.sweep import in_one_line
 
         return Outcome(words, error=in_one_line(error), exit_code=error.exit_code if isinstance(error, EyegraftError) else 1)
+
+
+def note(folder: Path, number: int, outcome: Outcome) -> None:
+    """Leave a job's outcome in a folder: a launcher may have run the job in another process."""
+    plain = {**asdict(outcome), "run": str(outcome.run) if outcome.run is not None else None}
+    write_atomically(folder / f"{number:06d}.json", json.dumps(plain), durable=False)
+
+
+def noted(folder: Path) -> list[Outcome]:
+    """What the jobs left there, in the order of their numbers."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("[0-9]*.json"))]
+    return [
+        Outcome(tuple(plain["overrides"]), Path(plain["run"]) if plain["run"] is not None else None, plain["error"], plain["exit_code"])
+        for plain in found
+    ]
 
 
 def conclude(outcomes: Sequence[Outcome]) -> int:
