@@ -230,6 +230,12 @@ def test_evaluate_prints_and_writes(root: Path) -> None:
     assert Path(again.stdout.strip()) == page
 
 
+def test_a_table_in_place_of_splits_is_not_asked_for_beside_one(root: Path) -> None:
+    done = tiny_run("evaluate", "run", "--split", "val", "--data", "other.jsonl", cwd=root)
+    assert done.returncode == 2
+    assert "argument --data: not allowed with argument --split" in done.stderr
+
+
 def test_json_outputs_parse(root: Path) -> None:
     done = tiny_run("evaluate", "run", "--split", "val", "--split", "test", "--json", cwd=root)
     results = json.loads(done.stdout)

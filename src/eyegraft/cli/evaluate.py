@@ -15,11 +15,12 @@ HELP = "evaluate a run beside its baselines, and write its report"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("--split", action="append", help="a split (again for more); the recipe's by default")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--split", action="append", help="a split (again for more); the recipe's by default")
     parser.add_argument(
         "--stage", help="the stage whose best checkpoint is used; the last by default, and another one writes SPLIT@STAGE.json"
     )
-    parser.add_argument(
+    either.add_argument(
         "--data",
         metavar="TABLE",
         help="another table with the same columns, in place of the recipe's splits; it may share nothing with train or val",
