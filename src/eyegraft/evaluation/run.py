@@ -140,6 +140,9 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
     conclusions = _conclusions(systems, differences, higher_is_better, len(samples))
     if split in _NOT_HELD_OUT:
         conclusions.insert(0, f"Not held out: {_NOT_HELD_OUT[split]}.")
+    if not run.is_finished(config["stage"]):
+        left = "what validation settles at its end, such as a threshold, is not settled"
+        conclusions.insert(0, f"Not finished: stage {config['stage']} has not trained to its end, and {left}.")
     if config["metric"] != "val_loss" or task.decision:
         chosen = f"the checkpoint, by {config['metric']}" + (f", and {' and '.join(task.decision)}" if task.decision else "")
         conclusions.append(f"Validation alone chose {chosen}.")
