@@ -57,6 +57,11 @@ class Graft(nn.Module):
         """The batch, and once without each modality that the fusion has learned something in place of."""
         return [batch, *(batch.without(modality) for modality in self.fusion.fills)]  # type: ignore[union-attr]
 
+    def fixed_pooling(self, modality: str) -> Any:
+        """The pooling behind an encoder if it learns nothing and changes nothing when applied again, else None."""
+        first = next(iter(self.connectors[modality]), None)  # type: ignore[call-overload]
+        return first if getattr(first, "idempotent", False) else None
+
     def parts(self) -> dict[str, nn.Module]:
         """The parts by the recipe's names; together they hold every parameter once."""
         named: dict[str, nn.Module] = {ENCODER_NAMES[modality]: encoder for modality, encoder in self.encoders.items()}

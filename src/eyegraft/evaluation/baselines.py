@@ -109,8 +109,7 @@ def _features(
     """[len(samples), ΣD] float32 on the CPU: each modality at unit length, 0 where it is absent. It is pooled as the recipe pools it where
     that learns nothing, as in the feature cache, so that both give the same neighbours; else by the mean."""
     device = next(model.parameters()).device
-    firsts = {modality: next(iter(chain), None) for modality, chain in model.connectors.items()}  # type: ignore[call-overload]
-    pooling: dict[str, Any] = {modality: first for modality, first in firsts.items() if getattr(first, "idempotent", False)}
+    pooling = {modality: model.fixed_pooling(modality) or torch.nn.Identity() for modality in model.encoders}
     examples = Examples(samples, [Encoded((0,), (0,))] * len(samples), readers)
     order = batches_in_order(len(samples), batch_size)
     pooled = []
@@ -118,7 +117,7 @@ def _features(
         for batch in load_batches(examples, order, pad_id=pad_id_of(model), num_workers=num_workers):
             means = []
             for modality, tokens in model.encode(batch.to(device)).items():
-                tokens = pooling[modality](tokens) if modality in pooling else tokens
+                tokens = pooling[modality](tokens)
                 mean = (tokens.values * tokens.mask.unsqueeze(-1)).sum(1) / tokens.mask.sum(1, keepdim=True).clamp(min=1)  # [B, D]
                 means.append(torch.nn.functional.normalize(mean.float(), dim=-1))
             pooled.append(torch.cat(means, dim=-1).cpu())

@@ -131,10 +131,8 @@ def _stored(
 def _reduction(model: Graft, modality: str) -> Any:
     """What may be done to an encoder's tokens before they are stored: a pooling that gives the same when applied again; or nothing at all
     where the encoder gives one token a sample anyway."""
-    first = next(iter(model.connectors[modality]), None)  # type: ignore[call-overload]
-    if getattr(first, "idempotent", False):
-        return first
-    return torch.nn.Identity() if getattr(model.encoders[modality], "gives_one_token", False) else None
+    identity = torch.nn.Identity() if getattr(model.encoders[modality], "gives_one_token", False) else None
+    return model.fixed_pooling(modality) or identity
 
 
 def _whole_sequences(model: Graft, modality: str) -> str:
