@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from eyegraft import prepare
 from eyegraft.evaluation.drawing import Drawing
 from eyegraft.evaluation.run import _conclusions, _sample_lines, _slices
 from eyegraft.tasks.classify import ClassifyTask, Config
 from eyegraft.types import Sample
 
-DRAWINGS = Path(__file__).parents[2] / "data" / "drawings"
+DRAWINGS = Path(prepare.__file__).parent / "drawings"
 
 INJECTION = "<script>alert('x')</script><img src=\"https://example.org/x.png\" onerror=alert(1)>"
 LONG_WORD = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft" * 2
@@ -223,12 +225,13 @@ def add_label_evaluation(
 
 def label_samples(folder: Path, split: str, num_samples: int, task: ClassifyTask, labels: Sequence[str] = ("True", "0")) -> list[Sample]:
     """Real drawings with Korean names as their words; every third without words, and at fixed places all that makes pages break."""
-    rows = [json.loads(line) for line in (DRAWINGS / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    with (DRAWINGS / "drawings.csv").open(encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
     samples = []
     for index in range(num_samples):
         rng, row = random.Random(f"{split}-{index}"), rows[(index * 7) % len(rows)]
         text = "" if index % 3 == 1 else f"{row['name_ko']} 특가! {rng.randrange(10, 90)}% 할인\n지금 바로 주문하세요"
-        image: Path | None = DRAWINGS / row["image"]
+        image: Path | None = DRAWINGS / "images" / "twemoji" / f"{row['codepoint']}.webp"
         if index == 2:
             text, image = f"{INJECTION} {LONG_WORD} | a *bold* claim", None
         if index == 5:
