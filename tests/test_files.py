@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from eyegraft.errors import PartError, RunError
-from eyegraft.files import disk_errors, file_sha256, write_atomically
+from eyegraft.files import copy_whole, disk_errors, file_sha256, write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +68,16 @@ def test_writing_to_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(RunError, match=r"no room to write .*a\.json"):
         write_atomically(tmp_path / "a.json", "text")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_is_made_whole_and_a_whole_one_is_left(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "new" / "b"
+    source.write_bytes(b"abc")
+    copy_whole(source, target)
+    before = target.stat().st_mtime_ns
+    copy_whole(source, target)
+    assert target.stat().st_mtime_ns == before
+    target.write_bytes(b"ab?")  # of the same size
+    copy_whole(source, target)
+    assert target.read_bytes() == b"abc"
+    assert [item.name for item in target.parent.iterdir()] == ["b"]

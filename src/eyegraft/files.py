@@ -37,6 +37,17 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
             draft.unlink(missing_ok=True)
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file unless the same bytes lie there already, so that a copy that was torn is made whole. Missing folders are made.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    content = source.read_bytes()
+    if not target.is_file() or target.read_bytes() != content:
+        write_atomically(target, content, durable=False)
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as stream:

@@ -9,7 +9,7 @@ from typing import Any
 
 from eyegraft.config import Strict
 from eyegraft.console import track
-from eyegraft.files import write_atomically
+from eyegraft.files import copy_whole, write_atomically
 
 HERE = Path(__file__).parent
 
@@ -24,7 +24,7 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         rows = list(csv.DictReader(stream))
     splits: dict[str, list[dict[str, str]]] = {"train": [], "val": [], "test": [], "test_new_styles": []}
     for row in track(rows, "preparing brand_marks"):
-        _copy(HERE / row["local_image_path"], target / row["local_image_path"])
+        copy_whole(HERE / row["local_image_path"], target / row["local_image_path"])
         splits[row.pop("split")].append(row)
     for split, kept in splits.items():
         text = io.StringIO()
@@ -33,17 +33,10 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         writer.writerows(kept)
         write_atomically(target / f"{split}.csv", text.getvalue(), durable=False)
     for licence in (HERE / "LICENSES").glob("*.txt"):
-        _copy(licence, target / "LICENSES" / licence.name)
+        copy_whole(licence, target / "LICENSES" / licence.name)
     return {
         "rows": {split: len(kept) for split, kept in splits.items()},
         "positives": {split: sum(row["label"] == "True" for row in kept) for split, kept in splits.items()},
         "with_text": {split: sum(bool(row["text_info"]) for row in kept) for split, kept in splits.items()},
         "left_out": {},
     }
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file unless the same bytes lie there already."""
-    content = source.read_bytes()
-    if not target.is_file() or target.read_bytes() != content:
-        write_atomically(target, content, durable=False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from eyegraft.config import Positive, Strict
 from eyegraft.console import track
 from eyegraft.errors import RecipeError, nearest
+from eyegraft.files import copy_whole, write_atomically
 
 HERE = Path(__file__).parent
 
@@ -47,22 +47,18 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         "test": [(config.test_style, row) for row in known],
         "test_unseen": [(config.test_style, row) for row in new],
     }
-    target.mkdir(parents=True, exist_ok=True)
     for split, pairs in splits.items():
         rows = [_row(style, row, target) for style, row in track(pairs, f"preparing {split}")]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (target / f"{split}.jsonl").write_text(text, encoding="utf-8", newline="\n")
-    shutil.copytree(HERE / "LICENSES", target / "LICENSES", dirs_exist_ok=True)
+        write_atomically(target / f"{split}.jsonl", text, durable=False)
+    for licence in (HERE / "LICENSES").iterdir():
+        copy_whole(licence, target / "LICENSES" / licence.name)
     return {"rows": {split: len(pairs) for split, pairs in splits.items()}, "left_out": {}}
 
 
 def _row(style: str, concept: dict[str, str], target: Path) -> dict[str, str]:
     image = Path("images") / style / f"{concept['codepoint']}.webp"
-    (target / image).parent.mkdir(parents=True, exist_ok=True)
-    if not (target / image).exists() or (target / image).stat().st_size != (HERE / image).stat().st_size:
-        half = (target / image).with_suffix(".half")  # a copy that is killed must not pass for a picture the next time
-        shutil.copyfile(HERE / image, half)
-        half.replace(target / image)
+    copy_whole(HERE / image, target / image)
     return {
         "id": f"{style}/{concept['codepoint']}",
         "image": image.as_posix(),

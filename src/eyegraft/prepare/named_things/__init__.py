@@ -14,7 +14,7 @@ from typing import Any
 
 from eyegraft.config import Fraction, Strict
 from eyegraft.errors import RecipeError, nearest
-from eyegraft.files import write_atomically
+from eyegraft.files import copy_whole, write_atomically
 from eyegraft.prepare import drawings
 
 HERE = Path(__file__).parent
@@ -49,14 +49,14 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         styles = config.train_styles if split == "train" else config.new_styles
         rows = [_row(style, thing, words[thing["codepoint"]], config.text_share) for style in styles for thing in concepts]
         for row in rows:
-            _copy(drawings.HERE / row["local_image_path"], target / row["local_image_path"])
+            copy_whole(drawings.HERE / row["local_image_path"], target / row["local_image_path"])
         _write(target / f"{split}.csv", rows)
         facts["rows"][split] = len(rows)
         facts["positives"][split] = sum(row["label"] == "True" for row in rows)
         facts["with_text"][split] = sum(bool(row["text_info"]) for row in rows)
     licences = [HERE / "LICENSES" / "keywords.txt", *((drawings.HERE / "LICENSES").glob("*.txt"))]
     for licence in licences:
-        _copy(licence, target / "LICENSES" / licence.name)
+        copy_whole(licence, target / "LICENSES" / licence.name)
     return {**facts, "left_out": {}}
 
 
@@ -116,10 +116,3 @@ def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue(), durable=False)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file unless the same bytes lie there already."""
-    content = source.read_bytes()
-    if not target.is_file() or target.read_bytes() != content:
-        write_atomically(target, content, durable=False)
