@@ -238,3 +238,36 @@ def test_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="did you mean 'accuracy'"):
         compare_runs([tmp_path / "runs"], metric="acuracy")
     assert order(compare_runs([tmp_path, tmp_path / "runs", tmp_path / "runs" / "a"])) == ["a"], "each run once"
+
+
+def test_what_acts_in_training_alone_makes_no_other_loss(tmp_path: Path) -> None:
+    objectives: dict[str, dict[str, Any]] = {
+        "a": {"kind": "focal"},
+        "b": {"kind": "focal", "label_smoothing": 0.1, "class_weights": [1.0, 2.0]},
+    }
+    watched = {"early_stopping": {"metric": "val_loss"}}
+    for name, objective in objectives.items():
+        make_run(tmp_path / name, 0.5, metric="val_loss", recipe={"train": {**watched, "objective": objective}})
+    found = compare_runs([tmp_path])
+    assert (found.ranked, marks(found)) == (True, {"a": (), "b": ()})
+    make_run(tmp_path / "c", 0.4, metric="val_loss", recipe={"train": {**watched, "objective": {"kind": "focal", "gamma": 1.0}}})
+    found = compare_runs([tmp_path])
+    assert (found.ranked, marks(found)["c"]) == (False, ("another loss",))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_run_names_no_file_outside_its_folder(tmp_path: Path, absolute: bool) -> None:
+    make_run(tmp_path / "runs" / "a", 0.7, scores=FAIR)
+    make_run(tmp_path / "runs" / "b", 0.8, scores=GOOD)
+    outside, place = tmp_path / "outside.jsonl", tmp_path / "runs" / "a" / "evaluation" / "test.json"
+    (tmp_path / "runs" / "a" / "evaluation" / "test.samples.jsonl").rename(outside)
+    result = json.loads(place.read_text(encoding="utf-8"))
+    result["samples"] = str(outside) if absolute else "../../../outside.jsonl"
+    place.write_text(json.dumps(result), encoding="utf-8")
+    difference = compare_runs([tmp_path / "runs"]).entries[1].difference
+    assert difference is not None
+    assert difference.low is None, "the rows outside were not read"
+    result["checkpoint"]["path"] = str(tmp_path) if absolute else "../.."
+    place.write_text(json.dumps(result), encoding="utf-8")
+    with pytest.raises(RunError, match=r"test\.json cannot be read"):
+        compare_runs([tmp_path / "runs"])

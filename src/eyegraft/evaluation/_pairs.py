@@ -65,7 +65,7 @@ class Pairs:
 
 
 def _rows(folder: Path, result: Mapping[str, Any]) -> Rows:
-    file = folder / "evaluation" / str(result.get("samples", ""))
+    file = folder / "evaluation" / Path(str(result.get("samples", ""))).name  # a run from elsewhere names no file outside its folder
     if not file.is_file():
         return {}
     with file.open(encoding="utf-8") as stream:  # str.splitlines also cuts at U+2028, which JSON leaves as it is

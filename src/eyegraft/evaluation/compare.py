@@ -23,6 +23,8 @@ from eyegraft.training.checkpoints import find_checkpoint, read_config
 
 _APART = {*BESIDE_THE_RESULT, "seed", "title", "experiment_name"}
 """Keys with a column or a path of their own, and those that decide nothing."""
+_IN_TRAINING_ALONE = ("label_smoothing", "class_weights")
+"""Keys of objectives that leave the validation loss as it is."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +237,14 @@ def _result(folder: Path, split: str) -> tuple[Mapping[str, Any] | None, bool]:
     try:
         result = json.loads((folder / "evaluation" / f"{split}.json").read_text(encoding="utf-8"))
         used = result["checkpoint"]
-        manifest = folder / used["path"] / "manifest.json"
+        place = Path(used["path"])
+        if place.anchor or ".." in place.parts:
+            raise ValueError("a checkpoint outside the run")
+        manifest = folder / place / "manifest.json"
         return result, manifest.is_file() and file_sha256(manifest) != used["sha256"]
     except FileNotFoundError:
         return None, False
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder}/evaluation/{split}.json cannot be read ({type(error).__name__})",
             "what `eyegraft evaluate` wrote",
@@ -277,6 +282,7 @@ def _direction(watched: str, rule: Mapping[str, Any], best: Mapping[str, Any], r
 def _loss(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """What a loss is the mean of: the same objective, over the tokens of the same language model."""
     objective = settings.get("objective") or {"kind": settings.get("loss_type")}
+    objective = {key: value for key, value in objective.items() if key not in _IN_TRAINING_ALONE}
     return json.dumps([objective, plain["head"].get("model")], sort_keys=True)
 
 

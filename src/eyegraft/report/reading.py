@@ -134,7 +134,7 @@ def _read_evaluations(run: Run) -> None:
             run.remarks.append(f"evaluation/{path.name} cannot be read and is left out.")
             continue
         run.evaluations[path.stem] = content
-        samples = path.parent / str(content.get("samples") or f"{path.stem}.samples.jsonl")
+        samples = path.parent / Path(str(content.get("samples") or f"{path.stem}.samples.jsonl")).name  # nothing outside the run
         run.samples[path.stem] = list(_rows(run, samples))
 
 
