@@ -143,6 +143,12 @@ def test_several_labels_a_sample(tmp_path: Path) -> None:
     assert '<th scope="row">cat</th>' in html
     assert '<th scope="row">none</th>' not in html  # the word for a row without labels, no class
     assert "Most often taken for" not in text_of(html)
+    path = tmp_path / "evaluation" / "test.samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    unanswered = next(row for row in rows if row["references"] == ["none"])
+    unanswered |= {"answers": {"model": None}, "scores": {}}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert '<th scope="row">none</th>' not in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_a_split_of_one_class_has_no_auroc_and_says_so(tmp_path: Path) -> None:
@@ -168,6 +174,16 @@ def test_the_threshold_in_use_is_marked_and_validation_is_no_test(tmp_path: Path
     assert "best F1 on validation in use" in words
     assert "set in the recipe" not in words
     assert "Chosen on these very samples: the scores at these thresholds look better than they are." in words
+
+
+@pytest.mark.parametrize(("by", "said"), [("f1", "default until validation chooses in use"), (0.5, "set in the recipe in use")])
+def test_a_threshold_that_validation_has_not_chosen(tmp_path: Path, by: str | float, said: str) -> None:
+    folders.make_label_run(tmp_path, 40, threshold=by)
+    path = tmp_path / "evaluation" / "test.json"
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    entry["details"] |= {"threshold": 0.5, "chosen_on_validation": {}}  # of a stage that has not trained to its end
+    path.write_text(json.dumps(entry), encoding="utf-8")
+    assert said in text_of(write_report(tmp_path).read_text(encoding="utf-8"))
 
 
 def test_a_row_without_a_readable_answer_is_shown_first(tmp_path: Path) -> None:

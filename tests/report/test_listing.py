@@ -112,6 +112,9 @@ def test_tables_of_scores_thresholds_and_confusion(run_dir: Path, tokens: list[T
     best = entry["details"]["chosen_on_validation"]["accuracy"]
     start = cells.index("best accuracy on validation")
     assert cells[start + 1 : start + 3] == [f"{best['threshold']:.3f}", f"{best['accuracy']:.3f}"]
+    shown = {shown_text(token) for token in tokens if token.type == "inline"}
+    assert entry["conclusions"]
+    assert set(entry["conclusions"]) <= shown
     assert "Chosen on validation alone" in (run_dir / "test_report.md").read_text(encoding="utf-8")
 
 
@@ -145,3 +148,13 @@ def test_any_text_is_shown_as_it_is(value: str) -> None:
     assert [shown_text(token) for token in inline if token.type == "inline"] == [f"text: {value}"]
     code = [token for token in parsed(f"- path: {_code(value)}") if token.type == "code_inline"]
     assert [token.content for token in code] == [value]
+
+
+def test_samples_of_another_folder_are_not_read(tmp_path: Path) -> None:
+    folders.make_label_run(tmp_path / "run", 20)
+    (tmp_path / "run" / "evaluation" / "test.samples.jsonl").rename(tmp_path / "outside.jsonl")
+    path = tmp_path / "run" / "evaluation" / "test.json"
+    entry = json.loads(path.read_text(encoding="utf-8")) | {"samples": "../../outside.jsonl"}
+    path.write_text(json.dumps(entry), encoding="utf-8")
+    write_report(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*_report.md"))

@@ -54,6 +54,13 @@ def test_classes_are_told_apart_by_every_letter() -> None:
         made.encode(samples(("cat", "Cat"))[0], None, learn=True)
 
 
+def test_classes_may_be_called_true_and_false() -> None:
+    """As YAML reads `[true,false]`."""
+    made = task(classes=(True, False))
+    assert made.decoding["classes"] == ["true", "false"]
+    assert made.encode(samples("false")[0], None, learn=True).target == (0, 1)
+
+
 def test_classes_may_be_numbers() -> None:
     made = task(classes=(0, 1, 2))
     assert made.encode(samples("2")[0], None, learn=True).target == (0, 0, 1)
@@ -125,6 +132,7 @@ def test_validation_chooses_what_the_recipe_asks_for() -> None:
     assert [answer["label"] for answer in made.read(logits)] == [made.truth(row) for row in rows]
     details = made.details(made.read(logits), rows)
     assert details["threshold"] == made.threshold
+    assert details["threshold_by"] == "f1"
     assert details["confusion"] == {"tp": 3, "tn": 4, "fp": 0, "fn": 0}
     assert details["chosen_on_validation"]["f1"]["f1"] == 1.0
     assert set(details["chosen_on_validation"]["accuracy"]) == {

@@ -225,9 +225,8 @@ def cuts_of(details: Mapping[str, Any], info: Mapping[str, Any]) -> list[Cut]:
     ]  # fmt: skip
     if used is not None and not any(cut.in_use for cut in found):
         values = [figure(model.get(metric)).value for metric in CUT_METRICS]
-        found.insert(
-            0, Cut("set in the recipe", used, True, values, [mapping(details.get("confusion")).get(count) for count in CUT_COUNTS])
-        )
+        name = "default until validation chooses" if isinstance(details.get("threshold_by"), str) else "set in the recipe"
+        found.insert(0, Cut(name, used, True, values, [mapping(details.get("confusion")).get(count) for count in CUT_COUNTS]))
     return found
 
 
@@ -271,9 +270,12 @@ def _shares(answered: Sequence[Answered]) -> Shares | None:
 def _classes(rows: Sequence[Mapping[str, Any]], kind: Kind) -> list[ClassRow]:
     """The classes that are found least first. What a class is taken for is asked only where there is one answer a sample."""
     labelled, called, hits, mistaken = Counter[str](), Counter[str](), Counter[str](), Counter[tuple[str, str]]()
-    for row in rows:
-        answers = set(names_of(mapping(mapping(row.get("answers")).get("model")).get("label")))
-        truth = set(truth_of(row, kind))
+    models = [mapping(mapping(row.get("answers")).get("model")) for row in rows]
+    known = {name for model in models for name in mapping(model.get("probabilities"))}
+    no_class = {"none"} - known if kind == "multi_label" else set()  # a row without a readable answer does not say its classes
+    for row, model in zip(rows, models, strict=True):
+        answers = set(names_of(model.get("label")))
+        truth = set(truth_of(row, kind)) - no_class
         labelled.update(truth)
         called.update(answers)
         hits.update(truth & answers)

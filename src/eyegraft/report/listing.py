@@ -39,6 +39,9 @@ def _lines(run: Run, name: str, rows: Sequence[Mapping[str, Any]], kind: Kind) -
     yield f"# {_text(title)}: {_text(name)}"
     held_out = f", held out as {_text(info['held_out'])}" if info.get("held_out") else ""
     yield f"\n{words.counted(len(rows), 'sample')}{held_out}."
+    conclusions = info.get("conclusions")
+    if isinstance(conclusions, list) and conclusions:
+        yield "\n" + "\n".join(f"- {_text(sentence)}" for sentence in conclusions)
     yield "\n## Metrics\n"
     yield from _metrics(info)
     cuts = cuts_of(details, info)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from eyegraft.config import Strict
@@ -24,6 +24,11 @@ _NONE = "none"
 """How a row says that it has none of several labels: an empty cell is one that somebody forgot."""
 
 
+def _named(value: Any) -> Any:
+    """YAML reads the names true and false as booleans."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 class Config(Strict):
     """Attributes:
     classes: names of the classes, in order. Empty: yes or no, with the labels true, false, 1 and 0 in any case.
@@ -32,7 +37,7 @@ class Config(Strict):
         validation. Validation during training counts with 0.5 then.
     """
 
-    classes: tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...] = ()
+    classes: tuple[Annotated[str, Field(coerce_numbers_to_str=True), BeforeValidator(_named)], ...] = ()
     multi_label: bool = False
     threshold: float | Literal["f1", "accuracy"] = 0.5
 
@@ -211,6 +216,7 @@ class ClassifyTask:
         }
         return {
             "threshold": self.threshold,
+            "threshold_by": self.config.threshold,
             "confusion": classification.confusion(probabilities, targets, self.threshold),
             "chosen_on_validation": chosen,
             "calibration": {
