@@ -13,6 +13,7 @@ import yaml
 
 import drawn
 from cli.running import run, stop_before, trained
+from eyegraft.evaluation.outputs import _written
 from eyegraft.files import file_sha256
 
 FLAT = {"experiment", "best_epoch", "loss", "accuracy", "precision", "recall", "f1", "tp", "tn", "fp", "fn", "auroc", "pr_auc"}
@@ -174,15 +175,37 @@ def test_evaluated_again_it_is_the_same(finished: Any, place: Path) -> None:
     done = run("evaluate", str(folder), "--split", "test", "--split", "val", cwd=place)
     assert done.returncode == 0, done.stderr
     after = read(folder / "results.json")
-    val = after.pop("val")
+    splits = after.pop("splits")
     assert after == json.loads(before)
-    assert set(val) == set(after) | {"split"}
+    assert set(splits) == {"val"}
+    assert set(splits["val"]) == set(after)
     assert (folder / "test_predictions.json").read_bytes() == predictions
     again = outputs(folder)[2]
     assert {key: value for key, value in again.items() if key != "seconds"} == {
         key: value for key, value in result.items() if key != "seconds"
     }
     assert read(folder / "evaluation" / "val.json")["conclusions"][0].startswith("Not held out")
+
+
+def test_a_split_may_have_the_name_of_a_metric(finished: Any, place: Path) -> None:
+    folder = finished()
+    before = outputs(folder)[0]
+    drawn.picture(place / "data" / "other.png", 901, "red", "square")
+    rows = [{"id": f"o/{n}", "local_image_path": "other.png", "label": label, "text_info": ""} for n, label in enumerate(("1", "0"))]
+    assert run("evaluate", str(folder), "--data", str(drawn.write_csv(place / "f1.csv", rows)), cwd=place).returncode == 0
+    after = outputs(folder)[0]
+    assert after["f1"] == before["f1"]
+    assert after["splits"]["f1"]["num_samples"] == 2
+    assert run("evaluate", str(folder), cwd=place).returncode == 0
+    assert outputs(folder)[0] == after, "test anew, the other splits as they were"
+
+
+@pytest.mark.parametrize("damaged", ["", '{"f1": ', "[]", '{"splits": 1}'])
+def test_damaged_numbers_are_begun_anew(tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture) -> None:
+    place = tmp_path / "results.json"
+    place.write_text(damaged, encoding="utf-8")
+    assert _written(place) == {}
+    assert "results.json is damaged and is begun anew" in caplog.text
 
 
 def test_predict_says_what_evaluation_said(finished: Any, place: Path) -> None:

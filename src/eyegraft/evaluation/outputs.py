@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from eyegraft.files import write_atomically
@@ -11,21 +13,35 @@ from eyegraft.tasks import Task
 from eyegraft.training.runs import Run
 from eyegraft.types import Sample
 
+log = logging.getLogger(__name__)
+
 
 def write_outputs(run: Run, task: Task, name: str, result: Mapping[str, Any], answers: Sequence[Any], samples: Sequence[Sample]) -> None:
-    """Write the model's answers, and add a split's numbers to `results.json`: `test` at the top level, other splits by their names."""
+    """Write the model's answers, and add a split's numbers to `results.json`: `test` at the top level, other splits under `splits`."""
     rows = [_prediction(sample, task.truth(sample), answer) for sample, answer in zip(samples, answers, strict=True)]
     write_atomically(run.folder / f"{name}_predictions.json", json.dumps(rows, indent=1, ensure_ascii=False))
     place = run.folder / "results.json"
-    before = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
-    numbers = _numbers(run, result)
-    after = {
-        **numbers,
-        **{key: value for key, value in before.items() if isinstance(value, dict) and value.get("split") not in (None, "test")},
-    }
-    if name != "test":
-        after = {**before, name: {"split": name, **numbers}}
-    write_atomically(place, json.dumps(after, indent=1, ensure_ascii=False))
+    before, numbers = _written(place), _numbers(run, result)
+    others = before.pop("splits", {})
+    if name == "test":
+        before = numbers
+    else:
+        others = {**others, name: numbers}
+    write_atomically(place, json.dumps({**before, **({"splits": others} if others else {})}, indent=1, ensure_ascii=False))
+
+
+def _written(place: Path) -> dict[str, Any]:
+    """What `results.json` holds so far; nothing where it is damaged, for every number in it also stands in `evaluation/`."""
+    if not place.exists():
+        return {}
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found.get("splits", {}), dict):
+            return found
+    except ValueError:
+        pass
+    log.warning("%s is damaged and is begun anew: evaluate the other splits again to have them in it", place)
+    return {}
 
 
 def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
