@@ -132,7 +132,7 @@ def test_one_modality_alone_is_scaled_to_unit_length(module: Any, width: int) ->
 def test_token_sequences_are_refused_with_the_way_out() -> None:
     fusion = concat.build(concat.Config(), dims=DIMS)
     sequence = Tokens(torch.zeros(2, 3, 12), torch.ones(2, 3, dtype=torch.bool))
-    with pytest.raises(PartError, match=r"3 image tokens(.|\n)*pooling=mean"):
+    with pytest.raises(PartError, match=r"3 image tokens(.|\n)*pooling=mean, or pooling=attention with pooling.num_queries=1"):
         fusion({"image": sequence, "text": both(2)["text"]})
     with pytest.raises(PartError, match="two modalities"):
         gated.build(gated.Config(), dims={"image": 3, "text": 4, "sound": 5})

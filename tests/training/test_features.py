@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,11 @@ import eyegraft.training
 from cli.running import Interrupted, rows, run, stop_before, tensors
 from drawn import logged
 from eyegraft.composition import load_recipe
+from eyegraft.data.features import weights_sha256
+from eyegraft.errors import PartError
+from eyegraft.training.features import _adapters
+from eyegraft.training.stages import build_model
+from eyegraft.tuning import make_plan
 
 MEAN = ("pooling=mean", "evaluation.after_training=false", "train.early_stopping.patience=null")
 COARSE = {"float16": 2e-3, "bfloat16": 2e-2}
@@ -216,3 +222,33 @@ def test_what_decides_the_features_decides_the_store(train: Any, first: tuple[Pa
     assert all("0 of them encoded now" in line for line in lines(log) if "text" in line), log
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in first[0].parents[4].glob("*-shared/features/*/facts.json")]
     assert {fact["facts"]["transform"].get("fit") for fact in facts} == {None, "pad", "crop"}
+    assert {(fact["facts"]["device"], str(fact["facts"]["adapters"])) for fact in facts} == {("cpu", "{}")}
+
+
+def test_the_scale_of_adapters_decides_the_store(data: Path, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tensors under another alpha give other features."""
+    monkeypatch.setenv("DATA_DIR", str(data))
+    encoders = []
+    for alpha in (2, 32):
+        name, *rest = drawn.ad_words(folders, *MEAN, "train.lora.enabled=true", f"train.lora.alpha={alpha}")
+        recipe = load_recipe(name.removeprefix("recipe="), *rest)
+        model = build_model(recipe)
+        make_plan(model, recipe.stage("label"))
+        encoders.append(model.encoders["image"])
+        assert _adapters(model.encoders["text"]) == {}
+    one, other = map(_adapters, encoders)
+    assert weights_sha256(encoders[0]) == weights_sha256(encoders[1])
+    assert (one["default"].pop("lora_alpha"), other["default"].pop("lora_alpha")) == (2, 32)
+    assert one == other
+    assert json.loads(json.dumps(one)) == one
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [(("pooling=attention", "pooling.num_heads=4", "pooling.num_queries=2"), 2), (("pooling=none",), 16)]
+)
+def test_tokens_that_a_fusion_cannot_take_are_told_before_anything_is_encoded(
+    train: Any, tmp_path: Path, words: tuple[str, ...], count: int
+) -> None:
+    with pytest.raises(PartError, match=rf"{count} image tokens a sample (.|\n)*{re.escape('pooling.num_queries=1')}"):
+        train(*words, "train.feature_cache.tokens=true", place=tmp_path)
+    assert not list(tmp_path.glob("cache/features/*"))

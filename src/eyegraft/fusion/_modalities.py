@@ -52,7 +52,9 @@ class Modalities(nn.Module):
             raise PartError(
                 f"{tokens.values.shape[1]} {modality} tokens a sample before a fusion that takes one",
                 "one vector a modality",
-                "set pooling=mean or pooling=attention" if modality == "image" else "set text_encoder.pooling=mean",
+                "set pooling=mean, or pooling=attention with pooling.num_queries=1"
+                if modality == "image"
+                else "set text_encoder.pooling=mean",
             )
         return tokens
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from eyegraft.data.inputs import Reader, StoredReader, reader
 from eyegraft.data.text import Encoded
 from eyegraft.model import Graft
 from eyegraft.pretrained import cache_dir
+from eyegraft.tuning import is_adapted
 from eyegraft.types import ImageSpec, Sample, TextSpec, Tokens, moved_to
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,8 @@ def _stored(
     copies = cache.augmented_copies if augmented and modality == "image" and is_random(recipe.augmentation) else 0
     facts = {
         "encoder": weights_sha256(model.encoders[modality]),
+        "adapters": _adapters(model.encoders[modality]),
+        "device": next(model.encoders[modality].parameters()).device.type,  # the same sums come out rounded otherwise
         "part": recipe.encoder_parts[modality].model_dump(mode="json"),
         "reduction": type(_reduction(model, modality)).__name__,
         "transform": asdict(plain.spec) if isinstance(plain.spec, ImageSpec) else _words(plain.spec),
@@ -126,6 +130,20 @@ def _stored(
     )
     rows = dict(zip(wanted, store.rows(list(wanted)).tolist(), strict=True))
     return StoredReader(store, rows, layout, plain, partial(_record, modality), copies)
+
+
+def _adapters(encoder: Any) -> dict[str, Any]:
+    """Name -> configuration of an encoder's adapters, as plain data: how their update is scaled stands in no tensor."""
+    backbone = getattr(encoder, "backbone", None)
+    if not is_adapted(backbone):
+        return {}
+    decides_nothing = ("base_model_name_or_path", "inference_mode")
+    plain = {
+        name: {key: value for key, value in config.to_dict().items() if key not in decides_nothing}
+        for name, config in backbone.peft_config.items()  # type: ignore[union-attr]
+    }
+    found: dict[str, Any] = json.loads(json.dumps(plain, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+    return found
 
 
 def _reduction(model: Graft, modality: str) -> Any:

@@ -40,7 +40,9 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
     with locked(run), disk_errors(run.folder):
         quarantine = run.folder / "quarantine.jsonl"
         with progress("checking images", None) as advance:
-            data = load_samples(recipe.data, quarantine_file=quarantine, progress=lambda done, total: advance())
+            data = load_samples(
+                recipe.data, read_images=recipe.reads_images, quarantine_file=quarantine, progress=lambda done, total: advance()
+            )
         stop_without_train(data)
         run.note_data(data)
         if data.quarantined:
@@ -234,6 +236,7 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     fit_objective(objective, read[task.name]["train"])
     with open_trackers(recipe, run.folder, stage) as trackers, ExitStack() as closing:
         model.to(fabric.device)
+        num_tokens(model)  # parts that do not fit each other say so here, before every sample is encoded
         read_from_cache(recipe, settings, model, examples, closing)
         trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, examples, trackers, lineage)
         log.info(
