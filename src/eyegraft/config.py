@@ -37,7 +37,7 @@ class Columns(Strict):
     """Which column of the table holds what.
 
     Attributes:
-        image: path of the image file, or the image itself in a set of `datasets`.
+        image: path of the image file, or the image itself in a set of `datasets`; None where there are no pictures.
         text: words beside the picture, as a second input; an empty cell means that there are none.
         references: the text to learn, or a list of texts of which each is right; of a label task, the label or the list of labels.
         prompt: what is asked of this image, where the task's own prompt will not do.
@@ -46,7 +46,7 @@ class Columns(Strict):
         meta: further columns to keep for slices and reports.
     """
 
-    image: str = "image"
+    image: str | None = "image"
     text: str | None = None
     references: str | None = "caption"
     prompt: str | None = None
@@ -260,7 +260,7 @@ class Settings(Strict):
         tune: part -> how it is trained; parts not named keep the default of their room: pretrained ones are frozen, new ones train.
         freeze_backbone, finetune_layers, backbone_lr, lora, lora_lr: `tune.vision_encoder` in other words. freeze_backbone=false with
             finetune_layers=N trains the top N blocks, with -1 all; lora.enabled=true trains adapters on the last lora.target_layers blocks.
-            Without a rate of its own each takes learning_rate.
+            Without a rate of its own each takes learning_rate; a rate of what does not train decides nothing.
         init_from: a run folder whose last stage this one starts from. In `train` it holds for the first stage alone.
     """
 
@@ -420,6 +420,11 @@ class Recipe(Strict):
         named = {"image": self.vision_encoder, "text": self.text_encoder}
         left_out = {"vision_only": "text", "text_only": "image"}.get(self.train.modality)
         return {modality: part for modality, part in named.items() if part is not None and modality != left_out}
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model looks at pictures; of one that does not, none has to be there."""
+        return "image" in self.encoder_parts
 
     def task_of(self, settings: Settings) -> str:
         """The name of the task that a stage learns."""
