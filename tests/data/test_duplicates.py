@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -117,8 +118,60 @@ def test_pairs_are_found_among_many_as_by_comparing_each_with_each() -> None:
     left, right, _ = alike_pairs(prints)
     expected = {(place, 1200 + place) for place in range(150)} | {(0, 1490), (0, 1491), (1490, 1491), (1200, 1490), (1200, 1491)}
     assert sorted(zip(left.tolist(), right.tolist(), strict=True)) == sorted(expected)
-    left, right, _ = alike_pairs(prints, lambda first, second: (first < 100) & (second < 1300))
+    left, right, _ = alike_pairs(prints, [0] * 100 + [1] * 1200 + [2] * 200, [(0, 1)])
     assert left.tolist() == list(range(100))
     started = time.perf_counter()
     alike_pairs([*prints, *(item.tobytes() for item in rng.integers(0, 256, (20_000, 16, 16, 3), dtype=np.uint8))])
     assert time.perf_counter() - started < 10
+
+
+def template(count: int, noise: float = 3, seed: int = 0) -> list[bytes]:
+    """Fingerprints of pictures of one layout that differ in little."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(0, 256, (4, 4, 3)).repeat(4, 0).repeat(4, 1)
+    return [(base + rng.normal(size=base.shape) * noise).clip(0, 255).astype(np.uint8).tobytes() for _ in range(count)]
+
+
+def sets(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """The least place that each place is connected to."""
+    least = list(range(count))
+    for one, other in pairs:
+        low, high = sorted((least[one], least[other]))
+        least = [low if place == high else place for place in least]
+    return least
+
+
+def test_what_is_left_out_of_large_sets_changes_no_set_and_no_count() -> None:
+    rng = np.random.default_rng(2)
+    prints = [item for seed in range(10) for item in template(int(rng.integers(1, 40)), float(rng.uniform(1, 14)), seed)]
+    rng.shuffle(prints)
+    count, sides, between = len(prints), rng.integers(0, 4, len(prints)).tolist(), [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
+
+    def found(*given: object, enough: int) -> list[tuple[int, int]]:
+        left, right, _ = alike_pairs(prints, *given, enough=enough)
+        return list(zip(left.tolist(), right.tolist(), strict=True))
+
+    def partners(pairs: list[tuple[int, int]]) -> Counter[tuple[int, int]]:
+        return Counter(end for one, other in pairs for end in ((one, sides[other]), (other, sides[one])))
+
+    every = found(enough=count)
+    joining = found(enough=1)
+    assert len(joining) < len(every) / 3
+    assert sets(count, joining) == sets(count, every)
+    across = [(one, other) for one, other in every if tuple(sorted((sides[one], sides[other]))) in between]
+    some = found(sides, between, enough=2)
+    assert len(set(some)) == len(some) < len(across)
+    assert set(some) <= set(across)
+    assert sets(count, some) == sets(count, across)
+    before, after = partners(across), partners(some)
+    assert all(after[end] >= min(2, number) for end, number in before.items())
+
+
+def test_thousands_of_pictures_of_one_template_take_seconds() -> None:
+    prints = template(5000)
+    for sides, between, enough in ((None, [(0, 0)], 1), ([place % 2 for place in range(5000)], [(0, 1)], 3)):
+        started = time.process_time()
+        left, right, _ = alike_pairs(prints, sides, between, enough=enough)
+        assert time.process_time() - started < 12, "of every pair with every other: half an hour"
+        assert len(left) < 10 * len(prints)
+        assert set(left.tolist()) | set(right.tolist()) == set(range(5000))

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from eyegraft.data.duplicates import alike_pairs
 from eyegraft.errors import DataError, shown
 from eyegraft.files import write_atomically
@@ -45,7 +43,7 @@ def stop_at_leaks(rows: Sequence[Row], alike: Sequence[Alike] = (), file: Path |
     if alike:
         faults.append(f"{in_words(alike)}{''.join(f'{chr(10)}  {_pair(pair)}' for pair in alike[:5])}")
         expected = "train and val that share no group and no picture, not even a changed copy, with another split"
-        listed = f"; all pairs are in {file}" if file is not None else ""
+        listed = f"; they are listed in {file}" if file is not None else ""
         fix += (
             f". Look at pictures that are alike{listed}: data.near_duplicates=move takes them and their groups out of training and into the"
             " other split, data.near_duplicates=allow leaves them where they are"
@@ -81,30 +79,31 @@ def _shared(items: Iterable[tuple[str, str, str]]) -> list[str]:
 
 def alike_rows(rows: Iterable[Row], looks: Mapping[str, bytes]) -> list[Alike]:
     """Pairs of different files that look alike and stand in a training split and in another one, closest first; a picture counts once a
-    split. `looks` maps the hash of a picture to its fingerprint."""
+    split. `looks` maps the hash of a picture to its fingerprint.
+
+    Of a picture with many partners in a split at least two are given, and enough pairs to join all that are connected.
+    """
     first_of: dict[tuple[str, str], Row] = {}
     for row in rows:
         if looks.get(row.sha256):
             first_of.setdefault((row.split, row.sha256), row)
     found = list(first_of.values())
-    splits = np.unique([row.split for row in found], return_inverse=True)[1] if found else np.empty(0, int)
-    hashes = np.unique([row.sha256 for row in found], return_inverse=True)[1] if found else np.empty(0, int)
-    training = np.array([row.split in TRAINING for row in found], dtype=bool)
-    left, right, misfits = alike_pairs(
-        [looks[row.sha256] for row in found],
-        lambda one, two: (splits[one] != splits[two]) & (training[one] | training[two]) & (hashes[one] != hashes[two]),
-    )
+    splits = sorted({row.split for row in found}, key=lambda split: (_rank(split), split))
+    between = [(low, high) for low, split in enumerate(splits) if split in TRAINING for high in range(low + 1, len(splits))]
+    left, right, misfits = alike_pairs([looks[row.sha256] for row in found], [splits.index(row.split) for row in found], between)
     pairs = []
     for one, two, misfit in zip(left, right, misfits, strict=True):
+        if found[one].sha256 == found[two].sha256:
+            continue  # one file in two splits is told apart from copies; `ENOUGH` leaves room for it
         row, other = sorted((found[one], found[two]), key=lambda row: _rank(row.split))
         pairs.append((row, other, float(misfit)))
     return sorted(pairs, key=lambda pair: (pair[2], pair[0].split, pair[0].number, pair[1].split, pair[1].number))
 
 
 def alike_hashes(looks: Mapping[str, bytes]) -> list[tuple[str, str]]:
-    """Hashes of all pictures that look alike, whatever split they are in."""
+    """Pairs of hashes that join all pictures that look alike, whatever split they are in; not every pair."""
     names = sorted(name for name, item in looks.items() if item)
-    left, right, _ = alike_pairs([looks[name] for name in names])
+    left, right, _ = alike_pairs([looks[name] for name in names], enough=1)
     return [(names[one], names[two]) for one, two in zip(left, right, strict=True)]
 
 
