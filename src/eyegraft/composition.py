@@ -330,6 +330,8 @@ def _cross_faults(recipe: Recipe) -> list[str]:
             f"train.modality: given {recipe.train.modality!r}, but the recipe names no encoder for it; "
             "expected a vision_encoder or a text_encoder"
         )
+    if recipe.reads_images and recipe.data.columns.image is None:
+        faults.append("data.columns.image: given null, but the model reads pictures; expected a column, or train.modality=text_only")
     for name in recipe.stages:
         stage = recipe.stage(name)
         if stage.task is None and len(recipe.tasks) > 1:

@@ -32,7 +32,7 @@ class Sample:
         group: rows of one group (case, panorama, advertiser, concept …) never cross splits.
         meta: further columns, kept for slices and reports.
         text: what stands beside the picture as a second input (words read from it, say); empty where there is none.
-        sha256: of the image file's bytes, empty where it was not read.
+        sha256: of the image file's bytes; where pictures are not read, of the path as the table has it; empty where there is no picture.
     """
 
     id: str

@@ -559,3 +559,71 @@ def test_a_cut_keeps_copies_together(tmp_path: Path) -> None:
     assert len(found["train"]) == len(found["test"]) == 12
     apart = load(tmp_path, split=split, near_duplicates="allow")
     assert apart.near_duplicates
+
+
+def test_many_pictures_of_one_template_are_all_counted(tmp_path: Path) -> None:
+    cells = np.random.default_rng(1).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    layout = Image.fromarray(cells).resize((48, 48), Image.Resampling.BICUBIC)
+    for split, count in (("train", 40), ("val", 30), ("test", 20)):
+        rows = []
+        for number in range(count):
+            layout.putpixel((3, 3), (number, len(split), count))
+            layout.save(tmp_path / f"{split}{number}.png")
+            rows.append({"image": f"{split}{number}.png", "caption": "c"})
+        table(tmp_path, f"{split}.jsonl", rows)
+    tables = {split: f"{split}.jsonl" for split in ("train", "val", "test")}
+    error = fault(tmp_path, tmp_path / "quarantine.jsonl", tables=tables)
+    assert "70 pictures of train and val look like a picture of test or val" in error.given
+    assert error.given.count(" ~ ") == 5
+    listed = [json.loads(line) for line in (tmp_path / "near_duplicates.jsonl").read_text().splitlines()]
+    assert {(item["split"], item["like_split"]) for item in listed} == {("train", "val"), ("train", "test"), ("val", "test")}
+    assert len({item["image"] for item in listed}) == 70
+    assert len(listed) < (40 * 30 + 70 * 20) / 2
+    split = {"table": table(tmp_path, "all.jsonl", rows), "fractions": {"train": 0.5, "test": 0.5}}
+    assert "2 splits (train, test) from a table with 1 group" in fault(tmp_path, split=split).given, "all of them stay together"
+
+
+# ── pictures that are not read ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_pictures_that_are_not_read_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eyegraft.data.images.check_image", lambda *_: pytest.fail("a picture was opened"))
+    names = ["a.png", "gone.png", "https://example.org/a.png", "../outside.png", "a\0.png", "", ""]
+    rows = [{"image": name, "label": 1, "words": f"w{n}" if n < 6 else ""} for n, name in enumerate(names)]
+    data = Data.model_validate(
+        {
+            "name": "toy",
+            "base_dir": str(tmp_path),
+            "tables": {"train": table(tmp_path, "t.jsonl", rows)},
+            "columns": {"references": "label", "text": "words"},
+            "max_bad_fraction": 0.2,
+        }
+    )
+    (tmp_path / "a.png").write_bytes(b"no picture at all")
+    there = load_samples(data, read_images=False)
+    assert [sample.image for sample in there.splits["train"]] == [tmp_path / "a.png", *[None] * 5]
+    assert there.reasons == Counter({"no input": 1})
+    (tmp_path / "a.png").unlink()
+    gone = load_samples(data, read_images=False)
+    assert [sample.image for sample in gone.splits["train"]] == [None] * 6
+    assert gone.split_sha256 == there.split_sha256
+    table(tmp_path, "t.jsonl", [{**rows[0], "image": "b.png"}, *rows[1:]])
+    assert load_samples(data, read_images=False).split_sha256 != gone.split_sha256, "another picture is another row"
+    none = data.model_copy(update={"columns": data.columns.model_copy(update={"image": None})})
+    assert len(load_samples(none, read_images=False).splits["train"]) == 6
+
+
+def test_splits_are_cut_and_compared_by_paths_where_pictures_are_not_read(tmp_path: Path) -> None:
+    rows = [{"image": picture(tmp_path, f"{n % 10}.png", n % 10), "caption": f"c{n}"} for n in range(40)]
+    split = {"table": table(tmp_path, "all.jsonl", rows), "fractions": {"train": 0.5, "test": 0.5}}
+    data = Data.model_validate({"name": "toy", "base_dir": str(tmp_path), "split": split, "near_duplicates": "allow"})
+    read = load_samples(data)
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    unread = load_samples(data, read_images=False)
+    ids = [{name: [sample.id for sample in samples] for name, samples in found.splits.items()} for found in (read, unread)]
+    assert ids[0] == ids[1], "a cut of different pictures is the same cut"
+    tables = {name: table(tmp_path, f"{name}.jsonl", rows[:3]) for name in ("train", "test")}
+    given = Data.model_validate({"name": "toy", "base_dir": str(tmp_path), "tables": tables})
+    with pytest.raises(DataError, match=r"3 pictures stand in more than one split: 0\.png \(train\) = 0\.png \(test\)"):
+        load_samples(given, read_images=False)

@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that cannot show a letter must not stop the work
     arguments, rest = _parser().parse_known_args(argv)
+    if arguments.verb == "predict":  # argparse takes images that may be left out before an option alone
+        arguments.images += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
     if rest and arguments.verb != "train":
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

@@ -1,4 +1,4 @@
-"""`eyegraft predict RUN IMAGE…`"""
+"""`eyegraft predict RUN IMAGE…`, of a run that reads no pictures `eyegraft predict RUN --text WORDS`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HELP = "answer about images with a trained run"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; none where the run reads text alone")
     parser.add_argument("--prompt", help="what to ask; by default what the model was trained with")
     parser.add_argument("--text", action="append", help="words beside the image, for models that read them (once an image, in order)")
     parser.add_argument("--stage", help="the stage whose best checkpoint is used; the last by default")
@@ -21,14 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import json
 
+    from eyegraft.errors import DataError
     from eyegraft.serving import load_run
 
+    if not (arguments.images or arguments.text):
+        raise DataError("neither an image nor a text", "image files, or --text for a run that reads text alone", "name what is asked about")
     answers = load_run(arguments.run, stage=arguments.stage).predict(arguments.images, prompt=arguments.prompt, texts=arguments.text)
-    for image, answer in zip(arguments.images, answers, strict=True):
+    kind, asked = ("image", arguments.images) if arguments.images else ("text", arguments.text)
+    for item, answer in zip(asked, answers, strict=True):
         if arguments.json:
-            print(json.dumps({"image": image, "answer": answer}, ensure_ascii=False))
+            print(json.dumps({kind: item, "answer": answer}, ensure_ascii=False))
         else:
-            print(f"{image}\t{answer if isinstance(answer, str) else _in_words(answer)}")
+            print(f"{' '.join(item.split()) if kind == 'text' else item}\t{answer if isinstance(answer, str) else _in_words(answer)}")
 
 
 def _in_words(answer: Mapping[str, Any]) -> str:

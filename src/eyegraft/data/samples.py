@@ -50,6 +50,7 @@ class PreparedData:
         splits: split -> samples in the table's order.
         table_sha256: split -> hash of the table that it came from.
         split_sha256: split -> hash over its sorted (id, image hash, prompt, references, text): what is learned from, wherever files lie.
+            Where pictures are not read, the path's text stands in place of the image, and it does not matter whether the files are there.
         num_rows: split -> rows read, usable or not.
         reasons: how many rows were quarantined for which reason.
         quarantined: {"split", "row" (1 is the first data row), "id", "image", "reason", "detail"} for each row that is not used.
@@ -95,7 +96,12 @@ class Row:
 
 
 def load_samples(
-    data: Data, *, root: Path | None = None, quarantine_file: Path | None = None, progress: Progress | None = None
+    data: Data,
+    *,
+    read_images: bool = True,
+    root: Path | None = None,
+    quarantine_file: Path | None = None,
+    progress: Progress | None = None,
 ) -> PreparedData:
     """Read the tables, check every picture, cut or compare the splits.
 
@@ -105,6 +111,8 @@ def load_samples(
 
     Args:
         data: the `data` section of a recipe.
+        read_images: whether the model reads pictures. Without it none is opened and none has to be there; a sample names a picture that
+            is, for reports, and pictures are told apart by their paths alone.
         root: folder that a relative `data.base_dir` is relative to; None is the working directory.
         quarantine_file: JSON-lines file for the rows that are not used; written whole or not at all, empty when all are used. Pictures
             that look alike across splits are listed in `near_duplicates.jsonl` beside it.
@@ -116,12 +124,14 @@ def load_samples(
             picture that looks like one of another split.
     """
     base = _base_dir(data.base_dir, root)
-    rows, table_sha256 = _read(data, base)
+    rows, table_sha256 = _read(data, base, read_images)
     memory = cache_dir() / "image_checks" / f"{hashlib.sha256(str(base).encode()).hexdigest()[:16]}.jsonl"
-    paths = [row.path for row in rows if row.path is not None and not row.reason]
+    paths = [row.path for row in rows if read_images and row.path is not None and not row.reason]
     checked = check_images(paths, max_pixels=data.max_pixels, decode=data.check == "decode", memory=memory, progress=progress)
     for row in rows:
-        if row.path is not None and not row.reason:
+        if not read_images:
+            row.sha256 = _path_sha256(row, base)
+        elif row.path is not None and not row.reason:
             facts = checked[row.path]
             row.sha256 = facts.sha256
             if facts.reason:
@@ -132,9 +142,9 @@ def load_samples(
         table_sha256 = dict.fromkeys(names, table_sha256[data.split.table])
     else:
         names = list(data.tables)
-    alike, listed = _look_for_copies(rows, names, data, looks, quarantine_file)
+    alike, listed = _look_for_copies(rows, names, data, looks, quarantine_file) if read_images else ([], [])
     merge = {name: data.merge_references and name != "train" for name in names}
-    splits = {name: _samples([row for row in rows if row.split == name], merge[name]) for name in names}
+    splits = {name: _samples([row for row in rows if row.split == name], merge[name], read_images) for name in names}
     quarantined = _quarantine(rows, quarantine_file)
     _stop_if_too_bad(rows, splits, data.max_bad_fraction, quarantine_file, base)
     file = quarantine_file.with_name(ALIKE_FILE) if quarantine_file is not None else None
@@ -167,7 +177,7 @@ def _names_in(folder: Path) -> list[str]:
     return [item.name for item in folder.iterdir()] if folder.is_dir() else []
 
 
-def _read(data: Data, base: Path) -> tuple[list[Row], dict[str, str]]:
+def _read(data: Data, base: Path, read_images: bool) -> tuple[list[Row], dict[str, str]]:
     """Rows of all tables, and hash by split (by table's name where one table is yet to be cut)."""
     tables = data.tables if data.split is None else {data.split.table: data.split.table}
     rows: list[Row] = []
@@ -177,7 +187,7 @@ def _read(data: Data, base: Path) -> tuple[list[Row], dict[str, str]]:
         _stop_at_missing_columns(raw, place, data.columns)
         texts_only = place.lower().endswith((".csv", ".tsv"))
         for number, values in enumerate(raw, 1):
-            row = _row(number, values, data, base, texts_only)
+            row = _row(number, values, data, base, texts_only, read_images)
             row.split = split
             rows.append(row)
     return rows, hashes
@@ -196,10 +206,14 @@ def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns:
         raise DataError(f"table {place}: {given}", f"columns among: {names}", fix)
 
 
-def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only: bool) -> Row:
-    columns, cell = data.columns, values.get(data.columns.image)
+def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only: bool, read_images: bool) -> Row:
+    columns = data.columns
+    cell = values.get(columns.image) if columns.image is not None else None
     image = str(store_image(cell)) if isinstance(cell, bytes) else _text(cell)
-    path, reason, detail = (None, "", "") if data.image_optional and not image else _image_path(image, base)
+    without = not image and (data.image_optional or not read_images)
+    path, reason, detail = (None, "", "") if without else _image_path(image, base)
+    if reason and not read_images:
+        path, reason, detail = None, "", ""  # a name without a file, and no fault
     row = Row(
         number=number,
         image=image,
@@ -216,7 +230,7 @@ def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only
         row.refuse(reason, detail)
     if columns.references and not row.references:
         row.refuse(EMPTY_TEXT, f"the cell of column {columns.references!r} holds no text")
-    if path is None and not (row.text or row.prompt):
+    if not (image or row.text or row.prompt):
         row.refuse(NO_INPUT, "no picture, no text and no prompt")
     for text in (*row.references, row.text, row.prompt or "", row.id or "", row.group or ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can spell it, no tokenizer and no file can take it
@@ -310,7 +324,7 @@ def _cut(rows: Sequence[Row], split: Split, base: Path, alike: Iterable[tuple[st
     Every split gets at least one group.
     """
     names = [name for name, fraction in split.fractions.items() if fraction > 0]
-    groups = [row.group or (f"\0{row.text}" if row.path is None else _portable(row.path, base)) for row in rows]
+    groups = [row.group or (_portable(row.path, base) if row.path is not None else row.image or f"\0{row.text}") for row in rows]
     same = joined(pair for couple in alike for pair in ((name, "\0".join(couple)) for name in couple))
     first_of = joined((group, same.get(row.sha256, row.sha256)) for group, row in zip(groups, rows, strict=True))
     units = [first_of[group] for group in groups]
@@ -342,13 +356,19 @@ def _portable(path: Path, base: Path) -> str:
     return unicodedata.normalize("NFC", (path.relative_to(folder) if folder else path).as_posix())
 
 
-def _samples(rows: Sequence[Row], merge: bool) -> list[Sample]:
+def _path_sha256(row: Row, base: Path) -> str:
+    """What stands in place of the picture's hash where pictures are not read; empty where the row names none."""
+    name = row.image if row.path is None else _portable(row.path, base)
+    return hashlib.sha256(f"path\0{name}".encode("utf-8", "surrogatepass")).hexdigest() if row.image else ""
+
+
+def _samples(rows: Sequence[Row], merge: bool, read_images: bool) -> list[Sample]:
     """The samples of one split; refuses rows whose id is taken."""
     gathered: dict[object, list[Row]] = defaultdict(list)
     for row in rows:
         if not row.reason:
             together = merge and row.references
-            gathered[(row.path, row.text, row.prompt) if together else row.number].append(row)
+            gathered[(row.path or row.image, row.text, row.prompt) if together else row.number].append(row)
     taken: dict[str, int] = {}
     samples = []
     for members in gathered.values():
@@ -361,7 +381,7 @@ def _samples(rows: Sequence[Row], merge: bool) -> list[Sample]:
         references = tuple(text for row in members for text in row.references)
         sample = Sample(
             id=first.name,
-            image=first.path,
+            image=first.path if read_images or (first.path is not None and first.path.is_file()) else None,
             sha256=first.sha256,
             text=first.text,
             prompt=first.prompt,

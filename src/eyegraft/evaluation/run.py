@@ -52,7 +52,7 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
     """See `eyegraft.evaluation.evaluate`."""
     opened = read_run(run)
     recipe = opened.recipe
-    data = load_samples(recipe.data)
+    data = load_samples(recipe.data, read_images=recipe.reads_images)
     _stop_at_other_data(opened, data)
     wanted = splits or recipe.evaluation.splits
     if table is not None:
@@ -88,7 +88,8 @@ def _with_table(recipe: Recipe, data: PreparedData, table: str) -> tuple[Prepare
     if name in data.splits or name in _NOT_HELD_OUT:
         name += "-other"  # never over the result of the recipe's own split, nor under what is said of it
     place = table if table.startswith("hub:") else str(Path(table).expanduser().resolve())
-    new = load_samples(recipe.data.model_copy(update={"tables": {name: place}, "split": None}))
+    other = recipe.data.model_copy(update={"tables": {name: place}, "split": None})
+    new = load_samples(other, read_images=recipe.reads_images)
     _stop_at_shared(recipe.data, data, new, name)
     splits, hashes = {**data.splits, **new.splits}, {**data.split_sha256, **new.split_sha256}
     return replace(data, splits=splits, split_sha256=hashes), name
@@ -111,7 +112,7 @@ def _stop_at_shared(settings: Data, data: PreparedData, new: PreparedData, name:
             log.warning("%s: %d pictures look like pictures of %s", name, len({other for _, other, _ in near}), split)
         elif near:
             copies = shown([f"{other} ~ {one} (misfit {misfit:.3f})" for one, other, misfit in near])
-            faults.append(f"copies of {len(near)} pictures of {split}: {copies}")
+            faults.append(f"copies of {len({one for one, _, _ in near})} pictures of {split}: {copies}")
     if faults:
         raise DataError(
             f"leak between splits: {name} holds " + "; ".join(faults),

@@ -29,6 +29,8 @@ class Predictor:
     def predict(self, images: Sequence[Path | str], *, prompt: str | None = None, texts: Sequence[str] | None = None) -> list[Any]:
         """One answer an image, in order: a text, or of a label task a mapping with `label` and probabilities.
 
+        A model that reads no pictures answers the texts; images beside them may be left out, and are not opened.
+
         Args:
             prompt: None takes the one that the model was trained with.
             texts: the words beside each image, for models that read them; None where there are none.
@@ -36,6 +38,13 @@ class Predictor:
         Raises:
             DataError: an image is missing, broken or too large, or there are more or fewer texts than images; nothing is answered then.
         """
+        reads = self._recipe.reads_images
+        if texts and not images:
+            if reads:
+                given = f"no image beside {len(texts)} text{'s' if len(texts) > 1 else ''}"
+                raise DataError(given, "an image for each text: the model reads pictures", "name the image files")
+            samples = [Sample(id=str(place), image=None, text=text, prompt=prompt) for place, text in enumerate(texts)]
+            return self._answers(samples)
         if texts is not None and len(texts) != len(images):
             raise DataError(
                 f"{len(texts)} texts beside {len(images)} images", "one text an image", "give an empty text where there is none"
@@ -43,11 +52,15 @@ class Predictor:
         samples = []
         for place, image in enumerate(images):
             path = Path(image).expanduser()
-            facts = check_image(path, self._recipe.data.max_pixels, decode=True)
-            if not facts.ok:
+            facts = check_image(path, self._recipe.data.max_pixels, decode=True) if reads else None
+            if facts is not None and not facts.ok:
                 given = f"image {path}: {facts.reason}: {facts.detail}"
                 raise DataError(given, "a whole picture of at most data.max_pixels pixels", "give another file")
             text = texts[place] if texts is not None else ""
-            samples.append(Sample(id=f"{place}:{path.name}", image=path, sha256=facts.sha256, text=text, prompt=prompt))
+            sha256 = facts.sha256 if facts is not None else ""
+            samples.append(Sample(id=f"{place}:{path.name}", image=path, sha256=sha256, text=text, prompt=prompt))
+        return self._answers(samples)
+
+    def _answers(self, samples: Sequence[Sample]) -> list[Any]:
         readers = readers_of(self._model, self._recipe)
         return answer_samples(self._model, self._task, samples, readers, batch_size=self._recipe.evaluation.batch_size)

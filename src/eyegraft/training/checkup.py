@@ -45,7 +45,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
     Raises:
         EyegraftError: whatever training itself would raise before its first step.
     """
-    data = load_samples(recipe.data)
+    data = load_samples(recipe.data, read_images=recipe.reads_images)
     yield from _rows(data)
     stop_without_train(data)
     model = build_model(recipe)

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from eyegraft.config import Data, Recipe
+from eyegraft.config import Recipe
 from eyegraft.console import progress
 from eyegraft.data.samples import load_samples
 from eyegraft.errors import EyegraftError, PartError, RecipeError, RunError, TrainingError
@@ -30,7 +30,7 @@ from eyegraft.training.runs import runs_of
 log = logging.getLogger(__name__)
 Parameters = dict[str, Any]
 Hashes = dict[str, dict[str, str]]
-"""Data, as JSON -> split -> hash."""
+"""Data, as JSON and whether their pictures are read -> split -> hash."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _open(compose: Callable[[Parameters], Recipe], space: Space, read: Hashes) -
     if "val" not in splits:
         given = f"the data have splits {', '.join(splits)}"
         raise RecipeError(given, "a split called val to choose by", "set data.tables.val or data.split.fractions.val")
-    asked = [recipe.fingerprint, {key: [type(part).__name__, asdict(part)] for key, part in space.items()}, _data_sha256(recipe.data, read)]
+    asked = [recipe.fingerprint, {key: [type(part).__name__, asdict(part)] for key, part in space.items()}, _data_sha256(recipe, read)]
     name = f"sweep-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]}"
     folder = Path(recipe.run_root).expanduser() / recipe.experiment_name / name
     return Search(folder, space, recipe.seed, recipe.stage(recipe.stage_names[-1]).early_stopping.metric)
@@ -288,16 +288,16 @@ def train_or_reuse(recipe: Recipe, read: Hashes) -> Path:
         if not run.facts["finished"]:
             break  # training goes on with it
         before = {name: split["sha256"] for name, split in run.facts.get("data", {}).get("splits", {}).items()}
-        if before == _data_sha256(recipe.data, read):
+        if before == _data_sha256(recipe, read):
             log.info("finished already: %s", run.folder)
             return run.folder
     return train(recipe)
 
 
-def _data_sha256(data: Data, read: Hashes) -> dict[str, str]:
+def _data_sha256(recipe: Recipe, read: Hashes) -> dict[str, str]:
     """Of each split."""
-    key = data.model_dump_json()
+    key = f"{recipe.reads_images} {recipe.data.model_dump_json()}"
     if key not in read:
         with progress("checking images", None) as advance:
-            read[key] = load_samples(data, progress=lambda done, total: advance()).split_sha256
+            read[key] = load_samples(recipe.data, read_images=recipe.reads_images, progress=lambda done, total: advance()).split_sha256
     return read[key]
