@@ -586,8 +586,14 @@ def test_many_pictures_of_one_template_are_all_counted(tmp_path: Path) -> None:
 # ── pictures that are not read ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_pictures_that_are_not_read_need_not_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyegraft.data.images.check_image", lambda *_: pytest.fail("a picture was opened"))
+def test_with_all_pictures_there_the_data_are_the_same_read_or_not(tmp_path: Path) -> None:
+    """So a model of words stands beside one of pictures on the same samples."""
+    rows = [{"image": picture(tmp_path, f"{n}.png", n), "caption": f"c{n}"} for n in range(4)]
+    data = Data.model_validate({"name": "toy", "base_dir": str(tmp_path), "tables": {"train": table(tmp_path, "t.jsonl", rows)}})
+    assert load_samples(data, read_images=False).split_sha256 == load_samples(data).split_sha256
+
+
+def test_pictures_that_are_not_read_need_not_be_there(tmp_path: Path) -> None:
     names = ["a.png", "gone.png", "https://example.org/a.png", "../outside.png", "a\0.png", "", ""]
     rows = [{"image": name, "label": 1, "words": f"w{n}" if n < 6 else ""} for n, name in enumerate(names)]
     data = Data.model_validate(

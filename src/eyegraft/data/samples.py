@@ -111,8 +111,8 @@ def load_samples(
 
     Args:
         data: the `data` section of a recipe.
-        read_images: whether the model reads pictures. Without it none is opened and none has to be there; a sample names a picture that
-            is, for reports, and pictures are told apart by their paths alone.
+        read_images: whether the model reads pictures. Without it none has to be there: a sample names a picture that is, for reports, and
+            one that is not, or is damaged, is told apart by its path alone. With all of them there, the data are the same either way.
         root: folder that a relative `data.base_dir` is relative to; None is the working directory.
         quarantine_file: JSON-lines file for the rows that are not used; written whole or not at all, empty when all are used. Pictures
             that look alike across splits are listed in `near_duplicates.jsonl` beside it.
@@ -126,23 +126,23 @@ def load_samples(
     base = _base_dir(data.base_dir, root)
     rows, table_sha256 = _read(data, base, read_images)
     memory = cache_dir() / "image_checks" / f"{hashlib.sha256(str(base).encode()).hexdigest()[:16]}.jsonl"
-    paths = [row.path for row in rows if read_images and row.path is not None and not row.reason]
+    paths = [row.path for row in rows if row.path is not None and not row.reason and (read_images or row.path.is_file())]
     checked = check_images(paths, max_pixels=data.max_pixels, decode=data.check == "decode", memory=memory, progress=progress)
     for row in rows:
-        if not read_images:
-            row.sha256 = _path_sha256(row, base)
-        elif row.path is not None and not row.reason:
-            facts = checked[row.path]
+        facts = checked.get(row.path) if row.path is not None and not row.reason else None
+        if facts is not None and not facts.reason:
             row.sha256 = facts.sha256
-            if facts.reason:
-                row.refuse(facts.reason, _missing(row, facts.detail, base) if facts.reason == MISSING else facts.detail)
+        elif not read_images:
+            row.sha256 = _path_sha256(row, base)
+        elif facts is not None:
+            row.refuse(facts.reason, _missing(row, facts.detail, base) if facts.reason == MISSING else facts.detail)
     looks = {facts.sha256: facts.fingerprint for facts in checked.values() if facts.fingerprint and data.check == "decode"}
     if data.split is not None:
         names = _cut(rows, data.split, base, alike_hashes(looks) if data.near_duplicates != "allow" else ())
         table_sha256 = dict.fromkeys(names, table_sha256[data.split.table])
     else:
         names = list(data.tables)
-    alike, listed = _look_for_copies(rows, names, data, looks, quarantine_file) if read_images else ([], [])
+    alike, listed = _look_for_copies(rows, names, data, looks, quarantine_file)
     merge = {name: data.merge_references and name != "train" for name in names}
     splits = {name: _samples([row for row in rows if row.split == name], merge[name], read_images) for name in names}
     quarantined = _quarantine(rows, quarantine_file)
