@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,13 +39,12 @@ def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: b
     several = bool(names & {"-m", "--multirun"})
     if several or names & {"--cfg", "-c"}:
         stop_at_unknown_recipe(overrides)
-    if debug:
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["eyegraft train", *_interleaved(flags, after), *overrides]
+    argv = ["eyegraft train", *_interleaved(flags, after), *overrides]
     _hashes.clear()
     with TemporaryDirectory(prefix="eyegraft-", ignore_cleanup_errors=True) as outcomes:
         _options.update(resume=resume, fresh=fresh, debug=debug, plugins=named_plugins(), outcomes=outcomes)
-        _job()
+        with _as_hydra_reads_it(argv, debug):
+            _job()
         found = noted(Path(outcomes))
     if several and not found and not names & {"--cfg", "-c", "--info", "-i"}:
         raise RunError(
@@ -52,6 +52,21 @@ def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: b
         )
     if found and (code := conclude(found)):
         raise SystemExit(code)
+
+
+@contextmanager
+def _as_hydra_reads_it(argv: list[str], debug: bool) -> Iterator[None]:
+    """Hydra reads `sys.argv`, and the environment for its tracebacks; both are put back, for a process may train twice."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = argv
+    if debug:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        if debug and full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 def _interleaved(flags: Sequence[str], values: Sequence[str]) -> list[str]:
