@@ -7,7 +7,6 @@ store holds physical units again, and those statistics among its facts.
 
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eyegraft.data.patch_statistics import Moments, read_document, scaled
 from eyegraft.data.patch_store import Columns, Field, Manifest, Schema
 from eyegraft.data.patch_writer import write_shards
 from eyegraft.errors import DataError, shown
@@ -107,8 +107,8 @@ def convert_chunks(
     files = sorted(source.glob(f"{split}_chunk_*.pt"))
     if not files:
         raise DataError(f"{source}: no {split}_chunk_*.pt", "a folder of patch chunks", "name the folder that holds them")
-    inputs = _statistics(input_statistics, "input_statistics_2022.json", CHANNELS[:-1])
-    target_ = _statistics(target_statistics, "statistics_2022.json", ("TA",))
+    inputs = read_document(input_statistics, scaled(CHANNELS), usual="input_statistics_2022.json")
+    target_ = read_document(target_statistics, ("TA",), usual="statistics_2022.json")
     shape = read_chunk(files[0])["x"].shape
     if shape[1] != len(CHANNELS):
         raise DataError(f"{files[0]}: x has {shape[1]} channels", f"{len(CHANNELS)}: {', '.join(CHANNELS)}", "convert files of that layout")
@@ -119,9 +119,6 @@ def convert_chunks(
     jobs = [{"file": path.name, "sha256": file_sha256(path)} for path in files]
     produce = partial(_converted, source, inputs, target_["TA"])
     return write_shards(target, schema, jobs, produce, workers=workers, progress=progress)
-
-
-Moments = dict[str, float]
 
 
 def _converted(source: Path, inputs: Mapping[str, Moments], target: Moments, job: Mapping[str, str]) -> tuple[Columns, dict[str, int]]:
@@ -139,23 +136,6 @@ def _converted(source: Path, inputs: Mapping[str, Moments], target: Moments, job
     columns = {name: chunk[name][kept] for name in ("time7", "loc", "timestamp", "stn", "pixel")}
     columns |= {"x": x, "y": y, "landcover": onehot[kept].argmax(axis=1).astype(np.uint8)}
     return columns, {"not finite": int((~finite).sum()), "land cover class": int((finite & ~one).sum())}
-
-
-def _statistics(path: Path | None, usual: str, names: Sequence[str]) -> dict[str, Moments]:
-    if path is None:
-        fix = f"name the {usual} that the chunks were made with"
-        raise DataError(f"chunks whose values are normalised, without {usual}", "the mean and std that were applied", fix)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = {name: {"mean": float(content[name]["mean"]), "std": float(content[name]["std"])} for name in names}
-    except KeyError as error:
-        raise DataError(f"{path}: no {error}", f"mean and std of {shown(names, 20)}", f"name the right {usual}") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: {error}", f"JSON with mean and std of {shown(names, 20)}", f"name the right {usual}") from error
-    bad = [name for name, one in found.items() if not (np.isfinite(one["mean"]) and np.isfinite(one["std"]) and one["std"] > 0)]
-    if bad:
-        raise DataError(f"{path}: mean or std of {shown(bad)}", "finite numbers and a std above 0", f"name the right {usual}")
-    return found
 
 
 def _columns(meta: Sequence[Any], path: Path) -> Columns:
