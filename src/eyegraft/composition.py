@@ -14,13 +14,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from eyegraft.config import PARTS, Recipe, Settings, staged
+from eyegraft.config import PARTS, PATCH_SLICES, Augmentation, Recipe, Settings, staged
 from eyegraft.errors import RecipeError, nearest
 from eyegraft.registry import kinds, module_of
 
 _ROOMS = {
     "vision_encoder": "encoders",
     "text_encoder": "encoders",
+    "context_encoder": "encoders",
     "pooling": "connectors",
     "connector": "connectors",
     "fusion": "fusion",
@@ -328,9 +329,11 @@ def _cross_faults(recipe: Recipe) -> list[str]:
     if not recipe.encoder_parts:
         faults.append(
             f"train.modality: given {recipe.train.modality!r}, but the recipe names no encoder for it; "
-            "expected a vision_encoder or a text_encoder"
+            "expected a vision_encoder, a text_encoder or a context_encoder"
         )
-    if recipe.reads_images and recipe.data.columns.image is None:
+    if recipe.data.satellite is not None and recipe.augmentation != Augmentation():
+        faults.append("augmentation: random changes of pictures, but data.satellite has patches; expected augmentation=none")
+    if recipe.reads_images and recipe.data.satellite is None and recipe.data.columns.image is None:
         faults.append("data.columns.image: given null, but the model reads pictures; expected a column, or train.modality=text_only")
     for name in recipe.stages:
         stage = recipe.stage(name)
@@ -347,10 +350,11 @@ def _cross_faults(recipe: Recipe) -> list[str]:
             faults.append(f"stages.{name}: finetune_layers or lora.enabled train a vision encoder; expected a recipe that has one")
         if stage.modality != recipe.train.modality:
             faults.append(f"stages.{name}.modality: given {stage.modality!r}; expected train.modality, {recipe.train.modality!r}")
+    sliced = recipe.data.columns.meta if recipe.data.satellite is None else PATCH_SLICES
     for column in recipe.evaluation.slices:
-        if column not in recipe.data.columns.meta:
-            allowed = ", ".join(recipe.data.columns.meta) or "a column of data.columns.meta, which is empty"
-            faults.append(f"evaluation.slices: given {column!r}; expected {allowed}{_hint(column, recipe.data.columns.meta)}")
+        if column not in sliced:
+            allowed = ", ".join(sliced) or "a column of data.columns.meta, which is empty"
+            faults.append(f"evaluation.slices: given {column!r}; expected {allowed}{_hint(column, sliced)}")
     if recipe.run_stages != "all":
         for name in recipe.run_stages:
             if name not in recipe.stages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -76,8 +76,30 @@ class Split(Strict):
         return self
 
 
+class Satellite(Strict):
+    """Patches of many channels in patch stores, in place of tables and picture files.
+
+    Attributes:
+        patches: split -> folder of its patch store, relative to data.base_dir.
+        statistics: file with mean and standard deviation of each channel. Where it was not made from this training split it is refused,
+            unless it says that it was given; where there is none, they are computed.
+        shuffle: `block` reads blocks of neighbouring rows in random order and shuffles among 64 of them, which a disk likes; `full`
+            shuffles all rows; `none` keeps their order.
+        rows_per_shard: of stores that `prepare` writes.
+    """
+
+    patches: Annotated[dict[str, str], Field(min_length=1)]
+    statistics: str = "patches/statistics.json"
+    shuffle: Literal["block", "full", "none"] = "block"
+    rows_per_shard: Positive = 100_000
+
+
+PATCH_SLICES = ("station", "hour", "season", "land_cover", "elevation")
+"""What results on patches can be given by (see `eyegraft.data.patch_rows`)."""
+
+
 class Data(Strict):
-    """Prepared data: tables of rows that name images.
+    """Prepared data: tables of rows that name images, or patch stores.
 
     Attributes:
         name: what results call it.
@@ -85,6 +107,7 @@ class Data(Strict):
         base_dir: folder that table and image paths are relative to.
         tables: split -> table file (csv, tsv, jsonl, json, parquet), a folder of `datasets`, or `hub:NAME[:CONFIG]:SPLIT`.
         split: in place of `tables`, one table cut by group.
+        satellite: in place of both, patch stores; `columns` and what follows up to `num_workers` then says nothing.
         columns: which column holds what.
         held_out: split -> what "held out" means there, said beside its results.
         max_bad_fraction: the run stops when more rows than this are quarantined.
@@ -103,6 +126,7 @@ class Data(Strict):
     base_dir: str = "."
     tables: dict[str, str] = {}
     split: Split | None = None
+    satellite: Satellite | None = None
     columns: Columns = Columns()
     held_out: dict[str, str] = {}
     max_bad_fraction: Fraction = 0.01
@@ -121,8 +145,10 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        if bool(self.tables) == bool(self.split):
-            raise ValueError("give either `tables` (one file a split) or `split` (one file cut by group), not both or neither")
+        if bool(self.tables) + bool(self.split) + bool(self.satellite) != 1:
+            raise ValueError(
+                "give one of `tables` (one file a split), `split` (one file cut by group) and `satellite` (patch stores), not several or none"
+            )
         return self
 
 
@@ -244,7 +270,9 @@ class Settings(Strict):
 
     Attributes:
         task: which of the recipe's tasks is learned; None where there is only one.
-        modality: which encoders the model has: all that the recipe names, or the vision or text encoder alone. The same in all stages.
+        split: what is learned from; a pretraining stage may name one without labels. Statistics always come from `train`.
+        modality: which encoders the model has: all that the recipe names, or the vision, text or context encoder alone. The same in all
+            stages.
         objective: None takes the task's own. loss_type: the same by a bare word, such as focal.
         batch_size: samples in one forward.
         gradient_accumulation: forwards in one optimiser step; the loss is averaged over all their tokens.
@@ -265,7 +293,8 @@ class Settings(Strict):
     """
 
     task: str | None = None
-    modality: Literal["multimodal", "vision_only", "text_only"] = "multimodal"
+    split: str = "train"
+    modality: Literal["multimodal", "vision_only", "text_only", "context_only"] = "multimodal"
     objective: Part | None = None
     loss_type: str | None = None
     epochs: Positive = 1
@@ -337,7 +366,21 @@ class Trackers(Strict):
     wandb: dict[str, Any] | None = None
 
 
-Baseline = Literal["blank_image", "shuffled_image", "absent_image", "shuffled_text", "absent_text", "most_frequent", "nearest_neighbour"]
+Baseline = Literal[
+    "blank_image",
+    "shuffled_image",
+    "absent_image",
+    "shuffled_text",
+    "absent_text",
+    "shuffled_context",
+    "absent_context",
+    "most_frequent",
+    "nearest_neighbour",
+    "climatology",
+    "elevation_linear",
+    "ridge",
+    "boosting",
+]
 
 
 class Evaluation(Strict):
@@ -346,7 +389,8 @@ class Evaluation(Strict):
     Attributes:
         splits: which splits `evaluate` reports when none is named.
         batch_size: samples generated at once.
-        baselines: dumb answers and damaged inputs to stand beside the model; those of a modality that the model does not read are left out.
+        baselines: dumb answers, damaged inputs and, for numbers, models of single columns to stand beside the model; those of a modality
+            that the model does not read, or of another kind of answer, are left out.
         slices: columns of `data.columns.meta`; the result is also given for each of their values.
         after_training: `train` ends by evaluating.
         num_resamples: bootstrap resamples behind each 95 % interval.
@@ -354,21 +398,13 @@ class Evaluation(Strict):
 
     splits: tuple[str, ...] = ("test",)
     batch_size: Positive = 32
-    baselines: tuple[Baseline, ...] = (
-        "blank_image",
-        "shuffled_image",
-        "absent_image",
-        "shuffled_text",
-        "absent_text",
-        "most_frequent",
-        "nearest_neighbour",
-    )
+    baselines: tuple[Baseline, ...] = get_args(Baseline)
     slices: tuple[str, ...] = ()
     after_training: bool = False
     num_resamples: Positive = 2000
 
 
-PARTS = ("vision_encoder", "text_encoder", "pooling", "connector", "fusion", "head")
+PARTS = ("vision_encoder", "text_encoder", "context_encoder", "pooling", "connector", "fusion", "head")
 """The parts of a model, as recipes name them."""
 
 BESIDE_THE_RESULT = ("run_root", "trackers", "run_stages")
@@ -382,8 +418,8 @@ class Recipe(Strict):
         recipe, title, experiment_name: its name, what a report is headed with, and the folder of its runs under run_root.
         seed: of everything random.
         device: `auto` takes a GPU where there is one; num_threads: of torch on a CPU; deterministic: ask torch for deterministic kernels.
-        vision_encoder, text_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`. Pooling and connector
-            are the image's.
+        vision_encoder, text_encoder, context_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`.
+            Pooling and connector are the image's; the context is what else a row says of itself (time, place, further columns).
         prepare: how its data set is made, where it has one of its own; data: where it lies; augmentation: of training images.
         tasks: name -> what is asked and answered.
         train: what every stage trains with; stages: name -> what differs there, in order; run_stages: which of them to run.
@@ -400,6 +436,7 @@ class Recipe(Strict):
     deterministic: bool = False
     vision_encoder: Part | None = None
     text_encoder: Part | None = None
+    context_encoder: Part | None = None
     pooling: Part | None = None
     connector: Part | None = None
     fusion: Part
@@ -416,10 +453,10 @@ class Recipe(Strict):
 
     @property
     def encoder_parts(self) -> dict[str, Part]:
-        """Modality -> encoder, of those that the model has. A label task may have either or both."""
-        named = {"image": self.vision_encoder, "text": self.text_encoder}
-        left_out = {"vision_only": "text", "text_only": "image"}.get(self.train.modality)
-        return {modality: part for modality, part in named.items() if part is not None and modality != left_out}
+        """Modality -> encoder, of those that the model has. A task of labels or numbers may have any of them."""
+        named = {"image": self.vision_encoder, "text": self.text_encoder, "context": self.context_encoder}
+        alone = {"vision_only": "image", "text_only": "text", "context_only": "context"}.get(self.train.modality)
+        return {modality: part for modality, part in named.items() if part is not None and alone in (None, modality)}
 
     @property
     def reads_images(self) -> bool:

@@ -14,7 +14,7 @@ from eyegraft.errors import RecipeError
 from eyegraft.registry import configured
 from eyegraft.types import Batch, Output, Tokens
 
-ENCODER_NAMES = {"image": "vision_encoder", "text": "text_encoder"}
+ENCODER_NAMES = {"image": "vision_encoder", "text": "text_encoder", "context": "context_encoder"}
 
 
 class Graft(nn.Module):
@@ -92,7 +92,7 @@ def assemble(recipe: Recipe) -> Graft:
 
 
 def _between(recipe: Recipe, modality: str) -> dict[str, Part]:
-    """What stands between an encoder and the fusion. A text encoder pools by itself, as its weights were trained to."""
+    """What stands between an encoder and the fusion. The others pool by themselves, as their weights were trained to."""
     between = {"pooling": recipe.pooling, "connector": recipe.connector} if modality == "image" else {}
     return {name: part for name, part in between.items() if part is not None}
 

@@ -33,6 +33,7 @@ class Sample:
         meta: further columns, kept for slices and reports.
         text: what stands beside the picture as a second input (words read from it, say); empty where there is none.
         sha256: of the image file's bytes; where pictures are not read, of the path as the table has it; empty where there is no picture.
+        record: the row of the patch store `image` that stands in place of a picture file.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
     sha256: str = ""
+    record: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,34 @@ class PatchSpec:
     """How patches of many channels must be prepared for an encoder.
 
     Attributes:
-        sensor: the `eyegraft.sensors.Sensor` whose bands, in order, are the channels of `pixels`; they are z-scored with its statistics.
+        sensor: the `eyegraft.sensors.Sensor` whose bands, in order, are the channels of `pixels`; they are z-scored with its statistics,
+            which the training split gives (see `eyegraft.data.inputs.learn_inputs`).
         size: (height, width) in pixels.
-        extra_channels: further maps of that size that are no bands (sun zenith angle, elevation, land-sea mask), z-scored, in order.
+        extra_channels: further maps of that size that are no bands (sun zenith angle, elevation, land-sea mask), in order.
+        extra_statistics: mean and standard deviation of those that are z-scored; the others are taken as they are.
     """
 
     sensor: Any
     size: tuple[int, int]
     extra_channels: tuple[str, ...] = ()
+    extra_statistics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """How further columns of a row (time, place, land cover, a price) become the numbers of one vector, in this order.
+
+    Attributes:
+        numbers: each z-scored, and one more number that is 1 where it is missing.
+        cyclic: name -> period; sine and cosine, both 0 where it is missing.
+        categories: name -> how many there are (class numbers from 0) or their names; a one-hot vector, all 0 where it is none of them.
+        statistics: of the numbers, from the training split.
+    """
+
+    numbers: tuple[str, ...] = ()
+    cyclic: Mapping[str, float] = field(default_factory=dict)
+    categories: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
+    statistics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,6 +158,7 @@ An image is [B, C, H, W] float, normalised as the encoder's `ImageSpec` says, or
 grid: [B, 2] int64 (h, w)}. A text is {input_ids: [B, T] int64, mask: [B, T] bool}. A patch of many channels is
 {pixels: [B, C, H, W] float32, z-scored; mask: [B, C, H, W] bool, True where a pixel was measured; extra: [B, E, H, W] float32; time: [B, 4]
 and latlon: [B, 4] float32, as `eyegraft.sensors` makes them}. Without `mask` all was measured; without `time` or `latlon` they are unknown.
+Columns are [B, K] float32, as the encoder's `ColumnSpec` says.
 """
 
 
