@@ -16,8 +16,9 @@ import errno
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -168,13 +169,20 @@ class PatchStore:
         store and caller; one thread fetches what is not in memory.
         """
         names = self._named(fields)
-        large = [name for name in names if name in self._descriptors]
-        ahead = ReadAhead(order, start * batch_size, lambda run: self._cold(run, large), lambda run: self._fetch(run, large))
-        try:
+        with self.read_ahead(order, start * batch_size, names) as reach:
             for begin in range(start * batch_size, len(order), batch_size):
                 rows = np.sort(order[begin : begin + batch_size])
-                ahead.reach(begin + len(rows), batch_size)
+                reach(begin + len(rows), batch_size)
                 yield rows, self.read(rows, names)
+
+    @contextmanager
+    def read_ahead(self, order: Rows, first: int = 0, fields: Sequence[str] | None = None) -> Iterator[Callable[[int, int], None]]:
+        """Have the rows of an order in memory by the time they are read, from position `first` on. Gives `reach(end, batch_size)`: call it
+        before the rows up to position `end` are read."""
+        large = [name for name in self._named(fields) if name in self._descriptors]
+        ahead = ReadAhead(order, first, lambda run: self._cold(run, large), lambda run: self._fetch(run, large))
+        try:
+            yield ahead.reach
         finally:
             ahead.close()
 

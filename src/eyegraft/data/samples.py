@@ -8,7 +8,7 @@ import logging
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -49,7 +49,7 @@ class PreparedData:
     Attributes:
         splits: split -> samples in the table's order.
         table_sha256: split -> hash of the table that it came from.
-        split_sha256: split -> hash over its sorted (id, image hash, prompt, references, text): what is learned from, wherever files lie.
+        split_sha256: split -> of a patch store the hash of its manifest, else hash over its sorted (id, image hash, prompt, references, text): what is learned from, wherever files lie.
             Where pictures are not read, the path's text stands in place of the image, and it does not matter whether the files are there.
         num_rows: split -> rows read, usable or not.
         reasons: how many rows were quarantined for which reason.
@@ -58,7 +58,7 @@ class PreparedData:
         fingerprints: SHA-256 of a picture -> what alike pictures are found by; empty where no pixels were decoded.
     """
 
-    splits: dict[str, list[Sample]]
+    splits: dict[str, Sequence[Sample]]
     table_sha256: dict[str, str]
     split_sha256: dict[str, str]
     num_rows: dict[str, int]
@@ -123,7 +123,11 @@ def load_samples(
             byte-identical picture of `train` or `val` stands in another split too, or, unless `data.near_duplicates` says otherwise, a
             picture that looks like one of another split.
     """
-    base = _base_dir(data.base_dir, root)
+    if data.satellite is not None:
+        from eyegraft.data.patch_rows import load_patches
+
+        return load_patches(data, root=root)
+    base = base_folder(data.base_dir, root)
     rows, table_sha256 = _read(data, base, read_images)
     memory = cache_dir() / "image_checks" / f"{hashlib.sha256(str(base).encode()).hexdigest()[:16]}.jsonl"
     paths = [row.path for row in rows if row.path is not None and not row.reason and (read_images or row.path.is_file())]
@@ -144,7 +148,9 @@ def load_samples(
         names = list(data.tables)
     alike, listed = _look_for_copies(rows, names, data, looks, quarantine_file)
     merge = {name: data.merge_references and name != "train" for name in names}
-    splits = {name: _samples([row for row in rows if row.split == name], merge[name], read_images) for name in names}
+    splits: dict[str, Sequence[Sample]] = {
+        name: _samples([row for row in rows if row.split == name], merge[name], read_images) for name in names
+    }
     quarantined = _quarantine(rows, quarantine_file)
     _stop_if_too_bad(rows, splits, data.max_bad_fraction, quarantine_file, base)
     file = quarantine_file.with_name(ALIKE_FILE) if quarantine_file is not None else None
@@ -164,7 +170,7 @@ def load_samples(
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _base_dir(given: str, root: Path | None) -> Path:
+def base_folder(given: str, root: Path | None) -> Path:
     folder = Path(os.path.expandvars(given if os.name == "nt" else given.replace("\\", "/"))).expanduser()
     base = Path(os.path.normpath(((root or Path()) / folder).absolute()))
     if not base.is_dir():
@@ -417,7 +423,7 @@ def _quarantine(rows: Iterable[Row], file: Path | None) -> list[dict[str, Any]]:
     return bad
 
 
-def _stop_if_too_bad(rows: Sequence[Row], splits: dict[str, list[Sample]], allowed: float, file: Path | None, base: Path) -> None:
+def _stop_if_too_bad(rows: Sequence[Row], splits: Mapping[str, Sequence[Sample]], allowed: float, file: Path | None, base: Path) -> None:
     bad = [row for row in rows if row.reason]
     counts = Counter(row.reason for row in bad)
     empty = [name for name, samples in splits.items() if not samples]
