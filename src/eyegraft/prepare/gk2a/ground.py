@@ -21,13 +21,11 @@ class Ground:
 
     Attributes:
         land: True on land.
-        inland: share of land within about 5 km, 0 (open sea) to 1.
         igbp: land cover class, 0 (water) to 16.
         elevation_m: above the sea; 0 on water.
     """
 
     land: NDArray[np.bool_]
-    inland: Floats
     igbp: NDArray[np.uint8]
     elevation_m: Floats
 
@@ -45,26 +43,18 @@ def ground_at(lon: ArrayLike, lat: ArrayLike) -> Ground:
     igbp = np.where(land, stored["igbp"][(down * 20).astype(int), (right * 20).astype(int)], WATER).astype(np.uint8)
     # coarse cells of land cover that are water although the fine mask says land take the shore's most frequent class
     igbp[land & (igbp == WATER)] = 12
-
-    def read(name: str, per_degree: int) -> Floats:
-        places = np.stack([down.ravel(), right.ravel()]) * per_degree
-        found: Floats = map_coordinates(stored[name], places, order=1, mode="nearest").reshape(x.shape)
-        return found
-
-    return Ground(land, np.where(inside, read("inland", 30), 0), igbp, np.where(land, read("elevation_m", 12), 0))
+    nodes = np.stack([down.ravel(), right.ravel()]) * 12
+    elevation: Floats = map_coordinates(stored["elevation_m"], nodes, order=1, mode="nearest").reshape(x.shape)
+    return Ground(land, igbp, np.where(land, elevation, 0))
 
 
 @cache
 def _stored() -> dict[str, Any]:
-    from scipy.ndimage import gaussian_filter
-
     with np.load(Path(__file__).with_name("ground_east_asia.npz"), allow_pickle=False) as file:
         land = np.unpackbits(file["land"], axis=1).astype(bool)
-        quarter = land.reshape(land.shape[0] // 4, 4, land.shape[1] // 4, 4).mean((1, 3), dtype=np.float64)
         return {
             "box": tuple(float(side) for side in file["box"]),
             "land": land,
-            "inland": gaussian_filter(quarter, 1.5),  # cells of 1/30 degree, 3.7 km
             "igbp": file["igbp"],
             "elevation_m": file["elevation_m"].astype(np.float64),
         }

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from eyegraft.files import write_atomically
 from eyegraft.prepare.gk2a.bands import BANDS, REFLECTANCE, Band, radiance_of, to_counts
-from eyegraft.prepare.gk2a.grid import KOREA, grid_of
+from eyegraft.prepare.gk2a.grid import KOREA, Grid, grid_of, nearest
 from eyegraft.prepare.gk2a.read import Window
 from eyegraft.prepare.gk2a.weather import READING_K, SITING_K, Weather, air_temperature, skin_temperature, weather_at
 from eyegraft.prepare.gk2a.write import OFF_SCAN, write_band
 
 Floats = NDArray[np.float64]
 
+_SILENT = 0.005  # share of readings that are missing
 _STRIP = 250  # rows at once: a full disk in one piece would take some ten gigabytes
 _SUN_SW038 = 4.85  # solar radiance at 3.8 um over a white surface, mW m-2 sr-1 (cm-1)-1
 
@@ -104,6 +105,7 @@ def write_scene(
     *,
     area: str = "ko",
     box: tuple[float, float, float, float] | None = KOREA,
+    only: NDArray[np.bool_] | None = None,
     native: bool = False,
     bands: Sequence[Band] = tuple(BANDS.values()),
 ) -> list[Path]:
@@ -111,36 +113,61 @@ def write_scene(
 
     Args:
         box: west, east, south, north of the part that is filled, the rest is marked off-scan; None fills the whole grid.
+        only: [rows, columns] of the whole grid, True where pixels are filled, in place of `box`.
         native: write the visible bands at 500 m and 1 km, as the instrument measures them, and not at 2 km.
 
-    The same arguments give the same pixels. Noise, unlike the weather, depends on the box too.
+    The same arguments give the same pixels. Noise, unlike the weather, depends on the part that is filled too.
     """
     whole = grid_of(area)
-    rows, columns = whole.window_around(box) if box is not None else (slice(0, whole.shape[0]), slice(0, whole.shape[1]))
-    parts: dict[str, list[NDArray[np.uint16]]] = {band.name: [] for band in bands}
-    seen = []
-    for first in range(rows.start, rows.stop, _STRIP):
-        strip = slice(first, min(first + _STRIP, rows.stop))
-        lon, lat = whole.window(strip, columns).lonlats()
-        weather = weather_at(lon, lat, time, seed)
-        draw = np.random.default_rng([seed, int(time.timestamp()), area == "fd", first, columns.start])
+    rows, columns = _window(whole, box, only)
+    finer = {band: 2000 // band.resolution_m if native else 1 for band in bands}
+    shape = (rows.stop - rows.start, columns.stop - columns.start)
+    counts = {band: np.zeros((shape[0], times, shape[1], times), np.uint16) for band, times in finer.items()}
+    good = np.zeros(shape, dtype=bool)
+    for first in range(0, shape[0], _STRIP):
+        strip = slice(first, min(first + _STRIP, shape[0]))
+        inside = np.ones((strip.stop - first, shape[1]), bool) if only is None else only[rows, columns][strip]
+        row, column = np.nonzero(inside)
+        lon, lat = whole.to_lonlat(column + columns.start, row + first + rows.start)
+        on_earth = np.isfinite(lon)
+        if not on_earth.any():
+            continue
+        row, column = row[on_earth] + first, column[on_earth]
+        good[row, column] = True
+        weather = weather_at(lon[on_earth], lat[on_earth], time, seed)
+        draw = np.random.default_rng([seed, int(time.timestamp()), area == "fd", first + rows.start, columns.start])
         radiances = {**_infrared(weather, bands), **_reflected(weather, bands)}
-        for band in bands:
-            finer = 2000 // band.resolution_m if native else 1
-            parts[band.name].append(_counts(band, radiances[band.name], finer, draw))
-        seen.append(np.isfinite(lon))
-    quality = np.where(np.concatenate(seen), 0, OFF_SCAN).astype(np.uint8)
+        for band, times in finer.items():
+            counts[band][row, :, column, :] = _counts(band, radiances[band.name], times, draw)
     paths = []
-    for band in bands:
-        finer = 2000 // band.resolution_m if native else 1
-        window: Window = (slice(rows.start * finer, rows.stop * finer), slice(columns.start * finer, columns.stop * finer))
-        flags = _finer(quality, finer) if quality.any() else None
-        paths.append(write_band(folder, band, area, 2000 // finer, time, np.concatenate(parts[band.name]), window, quality=flags))
+    for band, times in finer.items():
+        window: Window = (slice(rows.start * times, rows.stop * times), slice(columns.start * times, columns.stop * times))
+        flags = None if good.all() else np.where(good, 0, OFF_SCAN).astype(np.uint8).repeat(times, 0).repeat(times, 1)
+        values = counts.pop(band).reshape(shape[0] * times, shape[1] * times)
+        paths.append(write_band(folder, band, area, 2000 // times, time, values, window, quality=flags))
     return paths
 
 
+def pixels_around(area: str, lon: Floats, lat: Floats, radius: int) -> NDArray[np.bool_]:
+    """[rows, columns] of the grid at 2 km: True in a square of 2 x radius + 1 pixels around each place [N] in degrees."""
+    grid = grid_of(area)
+    column, row = grid.to_pixel(lon, lat)
+    found = np.zeros(grid.shape, dtype=bool)
+    for x, y in zip(nearest(column), nearest(row), strict=True):
+        found[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1] = True
+    return found
+
+
+def _window(grid: Grid, box: tuple[float, float, float, float] | None, only: NDArray[np.bool_] | None) -> Window:
+    """The smallest one that holds what is filled."""
+    if only is not None:
+        row, column = np.flatnonzero(only.any(1)), np.flatnonzero(only.any(0))
+        return slice(int(row[0]), int(row[-1]) + 1), slice(int(column[0]), int(column[-1]) + 1)
+    return grid.window_around(box) if box is not None else (slice(0, grid.shape[0]), slice(0, grid.shape[1]))
+
+
 def read_stations_at(stations: Any, times: Iterable[datetime], seed: int) -> Any:
-    """What simulated thermometers show: a table station, time_utc, ta_k in kelvin.
+    """What simulated thermometers show: a table station, time_utc, ta_k in kelvin; NaN where one gave nothing.
 
     Args:
         stations: index station, columns lat and lon in degrees, as `stations.read_stations` gives them.
@@ -152,19 +179,21 @@ def read_stations_at(stations: Any, times: Iterable[datetime], seed: int) -> Any
     siting = SITING_K * np.random.default_rng([seed, 2]).standard_normal(len(names))
     parts = []
     for time in times:
-        noise = READING_K * np.random.default_rng([seed, 3, int(time.timestamp())]).standard_normal(len(names))
-        kelvin = air_temperature(weather_at(lon, lat, time, seed)) + siting + noise
+        draw = np.random.default_rng([seed, 3, int(time.timestamp())])
+        kelvin = air_temperature(lon, lat, time, seed) + siting + READING_K * draw.standard_normal(len(names))
+        kelvin[draw.random(len(names)) < _SILENT] = np.nan
         parts.append(pd.DataFrame({"station": names, "time_utc": pd.Timestamp(time), "ta_k": kelvin}))
     return pd.concat(parts, ignore_index=True)
 
 
 def write_asos(path: Path, readings: Any) -> None:
-    """Write readings as KMA's hourly ASOS records (`kma_sfctm2`): Korean time, tenths of a degree, all other columns missing."""
+    """Write readings as KMA's hourly ASOS records (`kma_sfctm2`): Korean time, tenths of a degree, all other columns missing (-9)."""
     lines = ["#START7777", "# simulated: no measurement", "# TM (KST) STN ... TA (C) in column 11, HM (%) in column 13, counted from 0"]
     for station, time, kelvin in readings[["station", "time_utc", "ta_k"]].itertuples(index=False):
         cells = ["-9"] * 46
         cells[0], cells[1] = f"{time + timedelta(hours=9):%Y%m%d%H%M}", str(station)
-        cells[11], cells[13] = f"{kelvin - 273.15:.1f}", "50.0"
+        if np.isfinite(kelvin):
+            cells[11], cells[13] = f"{kelvin - 273.15:.1f}", "50.0"
         lines.append(" ".join(cells))
     write_atomically(path, "\n".join([*lines, "#7777END", ""]))
 
@@ -222,20 +251,15 @@ def _reflected(weather: Weather, bands: Sequence[Band]) -> dict[str, Floats]:
     return found
 
 
-def _counts(band: Band, radiance: Floats, finer: int, draw: np.random.Generator) -> NDArray[np.uint16]:
-    """Radiance with the noise of the instrument to counts, each pixel in finer x finer ones with some texture."""
+def _counts(band: Band, radiance: Floats, times: int, draw: np.random.Generator) -> NDArray[np.uint16]:
+    """Radiance [N] with the noise of the instrument to counts [N, times, times]: a pixel in finer ones, with some texture."""
+    size = (len(radiance), times, times)
     if band.is_infrared:
         step = radiance_of(band, np.array([300.0, 300.0 + _LAYERS[band.name].noise_k]))
-        noisy = radiance + (step[1] - step[0]) * draw.standard_normal(radiance.shape, np.float32)
-    else:
-        fine = _finer(radiance, finer)
-        texture = 1 + (0.05 if finer > 1 else 0.01) * draw.standard_normal(fine.shape, np.float32)
-        noisy = fine * texture + 0.001 / float(band.table.albedo or 1) * draw.standard_normal(fine.shape, np.float32)
-    return to_counts(band, np.nan_to_num(noisy))
-
-
-def _finer(values: NDArray[Any], times: int) -> NDArray[Any]:
-    return values if times == 1 else np.repeat(np.repeat(values, times, axis=0), times, axis=1)
+        return to_counts(band, radiance[:, None, None] + (step[1] - step[0]) * draw.standard_normal(size, np.float32))
+    texture = 1 + (0.05 if times > 1 else 0.01) * draw.standard_normal(size, np.float32)
+    noise = 0.001 / float(band.table.albedo or 1) * draw.standard_normal(size, np.float32)
+    return to_counts(band, radiance[:, None, None] * texture + noise)
 
 
 def _view_cosine(lon: Floats, lat: Floats) -> Floats:

@@ -7,6 +7,12 @@ The air temperature at 2 m and the bands share the air mass, the clouds, the sun
 know: bands see the skin of the ground with its own random part, through vapour and clouds; the air has a part of `LOCAL_K` that no band
 sees, and a station adds its site (`SITING_K`, constant at a station) and its instrument (`READING_K`). No model can do better than
 `noise_floor_k`.
+
+Air does not answer to the ground right below the thermometer alone. At 3 m/s it comes from 11 km away within an hour, and takes on what
+the skin there gave it (some tenths of a kelvin for each kelvin by which the skin is warmer), how clouded it was, how much of it was sea or
+town. So heat, clouds, sea and town enter the air as means over `UPWIND`, a stretch of some kilometres to the west, where all weather of
+this world comes from: a satellite sees it in the pixels around the station, not in the station's own. The smallest clouds are a few
+kilometres wide, and variance falls with wave length as in observed cloud fields (power spectrum about k^-5/3).
 """
 
 from __future__ import annotations
@@ -25,6 +31,8 @@ Floats = NDArray[np.float64]
 
 LOCAL_K, SITING_K, READING_K = 0.8, 0.5, 0.3
 LAPSE_K_PER_KM = 6.0
+UPWIND = (-8.0, -5.0, -2.0, 1.0), (-4.0, 0.0, 4.0)
+"""Kilometres east and north of a station: the places, each with each, whose ground and sky its air has passed within the hour."""
 _KM_PER_DEGREE, _SHRINK = 111.2, float(np.cos(np.deg2rad(37)))  # of a degree of longitude at the latitude of Korea
 _RASTER = 3000  # points of a raster from west to east, at most
 _START = datetime(2020, 1, 1, tzinfo=UTC)
@@ -71,7 +79,7 @@ class Field:
     def at(self, lon: Floats, lat: Floats, hours: float, seed: int) -> Floats:
         """Values at places in degrees, in the shape of `lon`.
 
-        Many places are read from a raster, where the sum over waves is one product of two matrices. It has eight points to the shortest
+        Many places are read from a raster, where the sum over waves is one product of two matrices. It has six points to the shortest
         wave, or fewer if places lie more than some 25 degrees apart, as in a full disk.
         """
         east, north, amplitude = self._waves(seed, hours)
@@ -82,7 +90,7 @@ class Field:
         from scipy.ndimage import map_coordinates
 
         west, south = float(np.nanmin(lon)), float(np.nanmin(lat))
-        step = max(self.scales_km[0] / 8 / _KM_PER_DEGREE, (float(np.nanmax(lon)) - west) / _RASTER)
+        step = max(self.scales_km[0] / 6 / _KM_PER_DEGREE, (float(np.nanmax(lon)) - west) / _RASTER)
         x = west + step * np.arange(int((np.nanmax(lon) - west) / step) + 2)
         y = south + step * np.arange(int((np.nanmax(lat) - south) / step) + 2)
         rows = (np.exp(1j * np.outer(y, north)) * amplitude).astype(np.complex64)
@@ -95,7 +103,7 @@ class Field:
 
 SYNOPTIC = Field("synoptic", (400, 3000), 30, 30)
 MESO = Field("meso", (80, 400), 12, 20)
-CLOUD = Field("cloud", (8, 900), 6, 40, slope=0.6, count=192)
+CLOUD = Field("cloud", (6, 900), 6, 40, slope=1 / 3, count=192)
 CLOUD_TOP = Field("cloud top", (60, 900), 10, 40)
 VAPOUR = Field("vapour", (60, 1500), 15, 30)
 SOIL = Field("soil", (8, 120), 100, slope=0.2, count=192)
@@ -165,25 +173,39 @@ def weather_at(lon: ArrayLike, lat: ArrayLike, time: datetime, seed: int) -> Wea
 
 def skin_temperature(weather: Weather) -> Floats:
     """Kelvin of the surface that the bands see: heated by the sun where it is dry and bare, cooled by clear nights."""
-    ground = weather.ground
-    lit, clear = np.maximum(weather.sun_cos, 0), 1 - weather.cloud
-    heating = _DRYNESS[ground.igbp] * 17 * lit**0.9 * (1 - 0.75 * weather.cloud) - 3.5 * clear * np.exp(-4 * lit)
     soil = SOIL.at(weather.lon, weather.lat, weather.hours, weather.seed)
-    on_land = weather.air_mass_k - LAPSE_K_PER_KM * ground.elevation_m / 1000 + heating + 1.2 * soil + 1.0 * (ground.igbp == URBAN)
-    return np.where(ground.land, on_land, weather.sea_k + 0.3 * soil)
+    on_land = weather.air_mass_k - LAPSE_K_PER_KM * weather.ground.elevation_m / 1000 + _heat(weather, soil)
+    return np.where(weather.ground.land, on_land, weather.sea_k + 0.3 * soil)
 
 
-def air_temperature(weather: Weather) -> Floats:
-    """Kelvin of the air at 2 m: the truth that stations read, with its own random part of `LOCAL_K` that no band sees."""
-    ground = weather.ground
-    swing = (5.0 + 0.5 * weather.season) * (1 - 0.6 * weather.cloud) * ground.inland + 0.6 * (1 - ground.inland)
-    daily = swing * np.cos(2 * np.pi * (weather.solar_hour - 15) / 24)
-    base = weather.air_mass_k * (0.5 + 0.5 * ground.inland) + weather.sea_k * (0.5 - 0.5 * ground.inland)
-    town = (ground.igbp == URBAN) * (0.8 - 0.6 * np.maximum(weather.sun_cos, 0))
-    local = LOCAL_K * LOCAL.at(weather.lon, weather.lat, weather.hours, weather.seed)
-    found: Floats = base + daily + town - LAPSE_K_PER_KM * ground.elevation_m / 1000 + local
+def air_temperature(lon: ArrayLike, lat: ArrayLike, time: datetime, seed: int) -> Floats:
+    """Kelvin of the air at 2 m over places [N] in degrees: what stations read, with its own part of `LOCAL_K` that no band sees."""
+    here = weather_at(lon, lat, time, seed)
+    east, north = np.meshgrid(*UPWIND)
+    around_lat = here.lat[:, None] + north.ravel() / _KM_PER_DEGREE
+    around_lon = here.lon[:, None] + east.ravel() / _KM_PER_DEGREE / np.cos(np.deg2rad(here.lat[:, None]))
+    around = weather_at(around_lon, around_lat, time, seed)  # [N, places upwind]
+    land = around.ground.land
+    share = land.mean(1)
+    soil = SOIL.at(around_lon, around_lat, around.hours, seed)
+    heat = np.where(land, _heat(around, soil), 0).mean(1)
+    town = (around.ground.igbp == URBAN).mean(1) * (0.8 - 0.6 * np.maximum(here.sun_cos, 0))
+    swing = (3.5 + 0.5 * here.season) * ((1 - 0.6 * around.cloud) * land).mean(1) + 0.6 * (1 - share)
+    daily = swing * np.cos(2 * np.pi * (here.solar_hour - 15) / 24)
+    base = here.air_mass_k * (0.5 + 0.5 * share) + here.sea_k * (0.5 - 0.5 * share)
+    local = LOCAL_K * LOCAL.at(here.lon, here.lat, here.hours, seed)
+    found: Floats = base + daily + town + _TAKEN_ON * heat - LAPSE_K_PER_KM * here.ground.elevation_m / 1000 + local
+    return found
+
+
+def _heat(weather: Weather, soil: Floats) -> Floats:
+    """By how many kelvin the skin of land is warmer than the air mass over it."""
+    lit, clear = np.maximum(weather.sun_cos, 0), 1 - weather.cloud
+    sun_and_sky = _DRYNESS[weather.ground.igbp] * 17 * lit**0.9 * (1 - 0.75 * weather.cloud) - 3.5 * clear * np.exp(-4 * lit)
+    found: Floats = sun_and_sky + 1.2 * soil + 1.0 * (weather.ground.igbp == URBAN)
     return found
 
 
 # how far the sun heats the skin of each IGBP class, relative to grass: forests and wetlands evaporate, towns and deserts do not
 _DRYNESS = np.array([0, 0.45, 0.4, 0.5, 0.5, 0.5, 0.9, 1.0, 0.75, 0.9, 0.9, 0.4, 0.85, 1.15, 0.8, 0.1, 1.3])
+_TAKEN_ON = 0.25  # kelvin of the air for each kelvin by which the skin upwind is warmer
