@@ -163,8 +163,8 @@ def frozen_features(model: Any, recipe: Any, data: Any) -> tuple[dict[str, Split
 def _features(readers: Mapping[str, Any], samples: Sequence[Any]) -> dict[str, NDArray[np.float32]]:
     found = {}
     for modality, reader in readers.items():
-        values = reader.stack([reader.read(sample, None) for sample in samples]).values[:, 0].numpy()  # [N, D]
-        there = np.array([reader.present(sample) for sample in samples])
+        values = reader.read(samples, [None] * len(samples)).values[:, 0].numpy()  # [N, D]
+        there = reader.present(samples).numpy()
         found[modality] = np.where(there[:, None], values, 0.0).astype(np.float32)
     return found
 

@@ -93,8 +93,8 @@ def test_all_faults_at_once_with_path_and_nearest_name(plain: dict[str, Any]) ->
     ("changes", "path", "text"),
     [
         ({"data": {"name": "d", "split": {"table": "t", "fractions": {"train": 0.5, "val": 0.2}}}}, "data.split", "sum to 0.7"),
-        ({"data": {"name": "d"}}, "data", "either `tables`"),
-        ({"data": {"name": "d", "tables": {"a": "b"}, "split": {"table": "t", "fractions": {"a": 1}}}}, "data", "either `tables`"),
+        ({"data": {"name": "d"}}, "data", "one of `tables`"),
+        ({"data": {"name": "d", "tables": {"a": "b"}, "split": {"table": "t", "fractions": {"a": 1}}}}, "data", "one of `tables`"),
         ({"data": {"name": "d", "tables": {"a": "b"}, "max_bad_fraction": 2}}, "data.max_bad_fraction", "less than or equal to 1"),
         ({"data": {"name": "d", "tables": {"a": "b"}, "columns": {"images": "x"}}}, "data.columns.images", "did you mean 'image'?"),
         ({"train": {"learning_rate": float("nan")}}, "train.learning_rate", "finite"),

@@ -182,22 +182,22 @@ def text_batch(tokenizer: Any, pairs: list[tuple[str, str | None]], pixels: Any 
     """A batch of (prompt, target) texts, or of prompts alone where every target is None; `pixels` [B, C, H, W] may come with it."""
     import torch
 
-    from eyegraft.data.batches import Collate
-    from eyegraft.data.inputs import reader
+    from eyegraft.data.batches import Examples
     from eyegraft.data.text import encode_pair, encode_prompt
-    from eyegraft.types import ImageSpec, Sample
+    from eyegraft.types import Sample
 
     pixels = torch.zeros(len(pairs), 3, 8, 8) if pixels is None else pixels
-    items = []
+    samples, texts = [], []
     for number, (prompt, target) in enumerate(pairs):
         if target is None:
             text = encode_prompt(tokenizer, prompt, template=template)  # type: ignore[arg-type]
         else:
             text = encode_pair(tokenizer, prompt, target, max_tokens=256, template=template)  # type: ignore[arg-type]
         sample = Sample(str(number), Path(f"{number}.png"), prompt=prompt, references=(target,) if target else ())
-        items.append((sample, {"image": pixels[number]}, text))
-    spec = ImageSpec(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
-    return Collate({"image": reader(spec)}, tokenizer.pad_token_id)(items)
+        samples.append(sample)
+        texts.append(text)
+    batch = Examples(samples, texts, {}).batch(range(len(pairs)), [None] * len(pairs), tokenizer.pad_token_id)
+    return batch.with_input("image", pixels)
 
 
 def lively(module: Any, *, scale: float = 5.0, seed: int = 0) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from eyegraft.config import Recipe
 from eyegraft.console import progress
 from eyegraft.data.batches import Examples, batches_in_order, load_batches
 from eyegraft.data.inputs import Reader, one_blank, reader
-from eyegraft.data.text import Encoded
+from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import DataError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
@@ -65,8 +66,10 @@ def answer_samples(
     """
     model.eval()
     device = next(model.parameters()).device
-    encoded = [task.encode(sample, tokenizer_of(model), learn=False) for sample in samples]
-    if tokenizer_of(model) is not None:
+    if tokenizer_of(model) is None:
+        encoded: Sequence[Encoded] = Targets(np.full((len(samples), 0), np.nan, np.float32))  # nothing is asked in words, nothing taught
+    else:
+        encoded = [task.encode(sample, tokenizer_of(model), learn=False) for sample in samples]
         _stop_at_long_prompts(model, samples, encoded)
     order = batches_in_order(len(samples), batch_size)
     answers: list[Any] = []

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from eyegraft.config import Part, Recipe
-from eyegraft.errors import RecipeError
+from eyegraft.errors import RecipeError, shown
 from eyegraft.registry import configured
 from eyegraft.types import Batch, Output, Tokens
 
@@ -34,9 +34,12 @@ class Graft(nn.Module):
         self.fusion = fusion
         self.head: Any = head
 
-    def encode(self, batch: Batch) -> dict[str, Tokens]:
+    def encode(self, batch: Batch, only: Collection[str] = ()) -> dict[str, Tokens]:
+        """Tokens by modality; of the modalities named alone, where any are."""
         encoded = {}
         for modality, encoder in self.encoders.items():
+            if only and modality not in only:
+                continue
             given = batch.inputs[modality]
             tokens = given if isinstance(given, Tokens) else encoder(given)
             present = batch.present.get(modality)
@@ -98,11 +101,19 @@ def _between(recipe: Recipe, modality: str) -> dict[str, Part]:
 
 
 def _num_outputs(recipe: Recipe) -> int:
-    """How many numbers a sample's answer has, as the tasks say; 0 where they are texts."""
-    wanted = {}
+    """How many numbers a sample's answer has, as the tasks say; 0 where they are texts. Tasks without answers have no say."""
+    wanted: dict[str, int] = {}
     for name, part in recipe.tasks.items():
         module, config = configured("tasks", part)
-        wanted[name] = int(module.num_outputs(config))
+        number = module.num_outputs(config)
+        if number is not None:
+            wanted[name] = int(number)
+    if not wanted:
+        raise RecipeError(
+            f"tasks {shown(list(recipe.tasks))} have no answers, so the head has nothing to say",
+            "a task with answers beside them, whose stage may be left for later",
+            "add the task that comes after, and run_stages=[…] to run the first stages alone",
+        )
     if len(set(wanted.values())) > 1:
         raise RecipeError(f"tasks with {wanted} outputs under one head", "one number of outputs", "give each its own recipe")
     return next(iter(wanted.values()))

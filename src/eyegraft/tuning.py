@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from eyegraft.config import Lora, Settings, Tune
 from eyegraft.errors import RecipeError, TrainingError, shown
-from eyegraft.model import Graft
+from eyegraft.model import ENCODER_NAMES, Graft
 from eyegraft.pretrained import ready
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,32 +64,26 @@ def default_tune(part: nn.Module) -> Tune:
 def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None = None, saved: Iterable[str] = ()) -> TrainablePlan:
     """Apply a stage's `tune` to a model: adapters are added, `requires_grad` is set, parameter groups are made.
 
+    A layer that is new inside a pretrained part (its `new_parameters`) trains wherever the part does, under `last_n` and `lora` too: no file
+    of weights holds it. A frozen part is frozen whole: the layer stays as it was drawn, which the log says. Checkpoints hold it always.
+
     Args:
-        objective: may bring parameters of its own; they train fully.
+        objective: meets the model here (`attach`), when its parts are as they will train. It may bring parameters of its own; those that
+            require a gradient train fully. Parts behind the encoders that it `reads` get no gradient, and are frozen.
         saved: what earlier stages trained, which every later checkpoint must hold too.
+
+    Raises:
+        RecipeError: `tune` asks for what a part cannot do, or nothing would train.
     """
     plan = TrainablePlan(saved=set(saved))
-    parts = model.parts()
-    if objective is not None and any(True for _ in objective.parameters()):
-        parts["objective"] = objective
-    names = {id(parameter): name for root in (model, objective) if root is not None for name, parameter in root.named_parameters()}
-    for part_name, part in parts.items():
-        tune = settings.tune_of(part_name) or default_tune(part)
-        for parameter in part.parameters():
-            parameter.requires_grad_(False)
-        chosen = _chosen(part_name, part, tune)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        if tune.mode == "lora":
-            names |= {id(parameter): name for name, parameter in model.named_parameters()}
-        rate = tune.learning_rate or settings.learning_rate
-        total = sum(parameter.numel() for parameter in part.parameters())
-        trainable = sum(parameter.numel() for parameter in chosen)
-        if total:
-            plan.rows.append(PlanRow(part_name, tune.mode, total, trainable, rate if chosen else None))
-        plan.groups += _groups(part_name, chosen, names, rate, settings.weight_decay)
-        if tune.mode != "lora":
-            plan.saved |= {canonical(names[id(parameter)]) for parameter in chosen}
+    reached = _reached(model, objective)
+    for name, part in model.parts().items():
+        _add(plan, model, name, part, _tune_of(name, part, settings, objective, reached), settings)
+    if objective is not None:
+        _stop_where_nothing_read_trains(plan, objective, reached)
+        if hasattr(objective, "attach"):
+            objective.attach(model)
+        _add_objective(plan, objective, settings)
     plan.saved |= {canonical(name) for name in _buffers_beside(model, plan.saved)}
     if not plan.groups:
         raise RecipeError(
@@ -95,11 +92,89 @@ def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None =
     return plan
 
 
+def _reached(model: Graft, objective: nn.Module | None) -> set[str]:
+    """The parts that a loss can reach: all of them, or the encoders alone whose tokens the objective reads."""
+    reads = getattr(objective, "reads", ())
+    absent = [modality for modality in reads if modality not in model.encoders]
+    if absent:
+        raise RecipeError(
+            f"objective {_kind(objective)} reads tokens of {shown(absent)}, but the model encodes {shown(sorted(model.encoders))}",
+            f"a recipe with {shown([ENCODER_NAMES[modality] for modality in absent])}",
+            "name that encoder, or another objective",
+        )
+    return {ENCODER_NAMES[modality] for modality in reads} or set(model.parts())
+
+
+def _kind(objective: Any) -> str:
+    """`mae` of `eyegraft.objectives.mae.MAE`."""
+    return type(objective).__module__.split(".")[-1]
+
+
+def _tune_of(name: str, part: nn.Module, settings: Settings, objective: Any, reached: set[str]) -> Tune:
+    told = settings.tune_of(name)
+    if name in reached:
+        return told or default_tune(part)
+    if told is not None and told.mode != "frozen":
+        raise RecipeError(
+            f"tune.{name}={told.mode} in a stage with objective {_kind(objective)}, which reads {shown(sorted(reached))} and nothing behind",
+            f"frozen: no gradient reaches {name}",
+            f"set stages.NAME.tune.{name}=frozen there, or move tune.{name} to the stages that read it",
+        )
+    return Tune(mode="frozen")
+
+
+def _stop_where_nothing_read_trains(plan: TrainablePlan, objective: Any, reached: set[str]) -> None:
+    """An objective that learns from tokens alone would teach its own decoder, and nobody after it would see that."""
+    if getattr(objective, "reads", ()) and not plan.groups:
+        names = shown(sorted(reached))
+        raise RecipeError(
+            f"objective {_kind(objective)} in a stage where {names} is frozen: nothing of it would be kept",
+            f"{names} with mode lora, last_n or full",
+            f"set stages.NAME.tune.{min(reached)}=full (or lora, last_n) for the stage of this objective",
+        )
+
+
+def _add(plan: TrainablePlan, model: Graft, name: str, part: nn.Module, tune: Tune, settings: Settings) -> None:
+    """Set `requires_grad` of a part and write it into the plan."""
+    for parameter in part.parameters():
+        parameter.requires_grad_(False)
+    chosen = _chosen(name, part, tune)
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    names = {id(parameter): key for key, parameter in model.named_parameters()}  # after adapters were put in
+    rate = tune.learning_rate or settings.learning_rate
+    total = sum(parameter.numel() for parameter in part.parameters())
+    if total:
+        plan.rows.append(PlanRow(name, tune.mode, total, sum(p.numel() for p in chosen), rate if chosen else None))
+    plan.groups += _groups(name, chosen, names, rate, settings.weight_decay)
+    kept = {canonical(names[id(parameter)]) for parameter in [*chosen, *_new_parameters(part)]}
+    plan.saved |= {key for key in kept if ".lora_" not in key}  # adapters have a file of their own
+
+
+def _add_objective(plan: TrainablePlan, objective: nn.Module, settings: Settings) -> None:
+    """Its own parameters train unless it made them otherwise, as those of a teacher; checkpoints of its stage hold all its state."""
+    names = {id(parameter): f"objective.{key}" for key, parameter in objective.named_parameters()}
+    chosen = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if names:
+        total, trainable = (sum(parameter.numel() for parameter in found) for found in (objective.parameters(), chosen))
+        plan.rows.append(PlanRow("objective", "full", total, trainable, settings.learning_rate if chosen else None))
+    plan.groups += _groups("objective", chosen, names, settings.learning_rate, settings.weight_decay)
+
+
+def _new_parameters(part: nn.Module) -> list[nn.Parameter]:
+    """Layers inside a pretrained part that its weights do not hold."""
+    return list(getattr(part, "new_parameters", ()))
+
+
 def _chosen(name: str, part: nn.Module, tune: Tune) -> list[nn.Parameter]:
+    new = _new_parameters(part)
     if tune.mode == "frozen":
+        if new:
+            number = sum(parameter.numel() for parameter in new)
+            log.info("%s is frozen: %s new numbers inside it stay as they were drawn; they train under lora, last_n or full", name, f"{number:,}")
         return []
     if tune.mode == "lora":
-        return add_adapter(name, part, tune.lora)
+        return [*add_adapter(name, part, tune.lora), *new]
     chosen = list(part.parameters())
     if tune.mode == "last_n":
         blocks = getattr(part, "blocks", None)
@@ -108,6 +183,8 @@ def _chosen(name: str, part: nn.Module, tune: Tune) -> list[nn.Parameter]:
         if tune.last_n > len(blocks):
             raise RecipeError(f"tune.{name}.last_n={tune.last_n}", f"at most {len(blocks)} blocks", "use mode full")
         chosen = [parameter for block in blocks[-tune.last_n :] for parameter in block]
+        last = {id(parameter) for parameter in chosen}
+        chosen += [parameter for parameter in new if id(parameter) not in last]
     low = [parameter.dtype for parameter in chosen if parameter.dtype in (torch.float16, torch.bfloat16)]
     if low:
         raise RecipeError(

@@ -125,6 +125,16 @@ class ColumnSpec:
     categories: Mapping[str, int | tuple[str, ...]] = field(default_factory=dict)
     statistics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.numbers, *self.cyclic, *self.categories)
+
+    @property
+    def width(self) -> int:
+        """K, the numbers that a row becomes."""
+        counts = [classes if isinstance(classes, int) else len(classes) for classes in self.categories.values()]
+        return 2 * len(self.numbers) + 2 * len(self.cyclic) + sum(counts)
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -236,10 +246,13 @@ class Loss:
     Attributes:
         sums: [B] float32, the summed loss of each sample.
         counts: [B] float32, what it was summed over (learned tokens, or 1).
+        notes: name -> [B] or [B, …] float32, what else is worth knowing of each sample, summed and divided as the loss is. Single numbers
+            are written beside it; an objective's `after_step` is given all.
     """
 
     sums: Tensor
     counts: Tensor
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image
 import tiny
 from eyegraft.config import Augmentation
 from eyegraft.data.augment import augment
-from eyegraft.data.batches import Collate, Examples, batch_order, derived_seed, load_batches
+from eyegraft.data.batches import Examples, batch_order, derived_seed, load_batches
 from eyegraft.data.images import check_image, open_image, to_pixels
 from eyegraft.data.inputs import reader
 from eyegraft.data.text import Encoded
@@ -230,10 +230,9 @@ def test_texts_are_padded_on_the_right(samples: list[Sample]) -> None:
 
 def test_texts_may_be_empty(samples: list[Sample]) -> None:
     """An image alone, without a prompt."""
-    collate, picture = Collate({"image": reader(SPEC)}, 0), {"image": torch.zeros(3, 4, 4)}
-    batch = collate([(samples[0], picture, Encoded()), (samples[1], picture, Encoded((5,), (5,)))])
-    assert batch.text_mask.tolist() == [[False], [True]]
-    alone = collate([(samples[0], picture, Encoded())])
+    data = Examples(samples, [Encoded(), Encoded((5,), (5,)), Encoded()], {"image": reader(SPEC)})
+    assert data.batch([0, 1], [None] * 2, 0).text_mask.tolist() == [[False], [True]]
+    alone = data.batch([0], [None], 0)
     assert alone.input_ids.shape == alone.labels.shape == alone.text_mask.shape == (1, 0)
 
 

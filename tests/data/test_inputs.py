@@ -12,7 +12,7 @@ from PIL import Image
 
 import tiny
 from eyegraft.config import Augmentation
-from eyegraft.data.batches import Collate, Examples
+from eyegraft.data.batches import Examples
 from eyegraft.data.features import FeatureStore
 from eyegraft.data.inputs import AbsentReader, ConstantReader, ImageReader, StoredReader, TextReader, one_blank, reader
 from eyegraft.data.text import Encoded
@@ -29,6 +29,10 @@ def square(tmp_path: Path) -> Sample:
     return Sample("square", tiny.picture(tmp_path / "square.png"))
 
 
+def read_one(made: Any, sample: Sample, seed: int | None = None) -> Any:
+    return made.read([sample], [seed])[0]
+
+
 def test_a_spec_chooses_its_reader(folders: Any) -> None:
     assert isinstance(reader(SPEC), ImageReader)
     assert isinstance(reader(TextSpec(folders.tokenizer(), 8)), TextReader)
@@ -38,7 +42,7 @@ def test_the_recipe_may_say_how_a_picture_is_fitted(tmp_path: Path) -> None:
     wide = tmp_path / "wide.png"
     Image.new("RGB", (60, 20), (255, 0, 0)).save(wide)
     sample = Sample("wide", wide)
-    whole, padded = reader(SPEC).read(sample, None), reader(SPEC, fit="pad").read(sample, None)
+    whole, padded = read_one(reader(SPEC), sample), read_one(reader(SPEC, fit="pad"), sample)
     assert whole.shape == padded.shape == (3, 16, 24)
     assert torch.equal(whole[0], torch.full((16, 24), 2.0)), "(1 - 0.5) / 0.25"
     assert padded[:, 0, 0].tolist() == pytest.approx([(128 / 255 - 0.5) / 0.25] * 3, abs=1e-6), "grey 128 above a wide picture"
@@ -46,18 +50,19 @@ def test_the_recipe_may_say_how_a_picture_is_fitted(tmp_path: Path) -> None:
 
 def test_changes_come_by_seed_alone(square: Sample) -> None:
     changing = reader(SPEC, augmentation=Augmentation(rotation_degrees=30, brightness=0.4))
-    plain = reader(SPEC).read(square, 5)
-    assert torch.equal(changing.read(square, None), plain), "no seed, no change"
-    assert torch.equal(changing.read(square, 5), changing.read(square, 5))
-    assert not torch.equal(changing.read(square, 5), changing.read(square, 6))
-    assert torch.equal(reader(SPEC, augmentation=Augmentation()).read(square, 5), plain)
+    plain = read_one(reader(SPEC), square, 5)
+    assert torch.equal(read_one(changing, square), plain), "no seed, no change"
+    assert torch.equal(read_one(changing, square, 5), read_one(changing, square, 5))
+    assert not torch.equal(read_one(changing, square, 5), read_one(changing, square, 6))
+    assert torch.equal(read_one(reader(SPEC, augmentation=Augmentation()), square, 5), plain)
+    assert (changing.random, reader(SPEC).random) == (True, False)
 
 
 @pytest.mark.parametrize("spec", [SPEC, PATCHES])
 def test_rows_without_a_picture_stand_among_the_others(spec: ImageSpec, square: Sample) -> None:
     made = reader(spec)
-    assert [made.present(sample) for sample in (square, NOTHING)] == [True, False]
-    stacked: Any = made.stack([made.read(square, 1), made.read(NOTHING, 1)])
+    assert made.present((square, NOTHING)).tolist() == [True, False]
+    stacked: Any = made.read((square, NOTHING), (1, 1))
     if spec is SPEC:
         assert stacked.shape == (2, 3, 16, 24)
     else:
@@ -77,8 +82,8 @@ def test_blank_is_the_mean_colour(spec: ImageSpec) -> None:
 def test_words_become_ids_and_their_absence_a_mask(folders: Any) -> None:
     made = reader(TextSpec(folders.tokenizer(), 8))
     rows = [Sample("a", None, text="a red square and much more of it than fits"), Sample("b", None, text=" \n"), NOTHING]
-    assert [made.present(sample) for sample in rows] == [True, False, False]
-    stacked: Any = made.stack([made.read(sample, None) for sample in rows])
+    assert made.present(rows).tolist() == [True, False, False]
+    stacked: Any = made.read(rows, [None] * 3)
     assert stacked["input_ids"].shape == stacked["mask"].shape == (3, 8)
     assert stacked["mask"].sum(1).tolist() == [8, 0, 0]
 
@@ -107,38 +112,37 @@ def stored(tmp_path: Path) -> Any:
 
 def test_what_is_stored_comes_back_with_its_layout(stored: Any) -> None:
     made = stored(0)
-    items = [made.read(Sample(name, None), seed) for name, seed in (("b", None), ("a", 7), ("b", 8))]
-    tokens = made.stack(items)
+    tokens = made.read([Sample(name, None) for name in "bab"], (None, 7, 8))
     assert tokens.values[:, 0, 0].tolist() == [10.0, 0.0, 10.0]
     assert tokens.values.dtype == torch.float32
     assert tokens.mask.shape == (3, 2)
     assert tokens.mask.all()
     assert (tokens.grid, tokens.num_prefix) == ((1, 1), 1)
-    assert made.present(NOTHING) is False, "who is absent is known from the row"
+    assert made.present([NOTHING]).tolist() == [False], "who is absent is known from the row"
 
 
 def test_a_seed_chooses_among_the_copies(stored: Any) -> None:
     made = stored(2)
-    first, second = made.rows["a-0"], made.rows["a-1"]
-    assert [made.read(Sample("a", None), seed) for seed in (0, 1, 2, 3)] == [first, second, first, second]
-    assert made.read(Sample("a", None), None) == first, "the probe of the trainable plan asks without a seed"
+    values = made.read([Sample("a", None)] * 5, (0, 1, 2, 3, None)).values[:, 0, 0].tolist()
+    assert values == [0.0, 10.0, 0.0, 10.0, 0.0], "the probe of the trainable plan asks without a seed"
+    assert made.random
 
 
 def test_constants_stand_for_every_row() -> None:
     tokens = Tokens(torch.arange(6.0).view(1, 2, 3), torch.tensor([[True, False]]))
     for kind, present in ((ConstantReader, True), (AbsentReader, False)):
         made = kind(tokens)
-        stacked = made.stack([made.read(NOTHING, None)] * 3)
+        stacked = made.read([NOTHING] * 3, [None] * 3)
         assert stacked.values.shape == (3, 2, 3)
         assert stacked.mask.tolist() == [[True, False]] * 3
-        assert made.present(NOTHING) is present
+        assert made.present([NOTHING] * 2).tolist() == [present] * 2
 
 
 def test_a_batch_knows_what_is_there(square: Sample, folders: Any) -> None:
     readers = {"image": reader(SPEC), "text": reader(TextSpec(folders.tokenizer(), 8))}
     rows = [square, Sample("words", None, text="a red square")]
     examples = Examples(rows, [Encoded(target=(1.0,)), Encoded(target=(float("nan"),))], readers)
-    batch = Collate(readers, 0)([examples[place, None] for place in range(2)])
+    batch = examples.batch([0, 1], [None, None], 0)
     assert {name: there.tolist() for name, there in batch.present.items()} == {"image": [True, False], "text": [False, True]}
     assert batch.input_ids.shape == (2, 0)
     assert np.array_equal(batch.targets.numpy(), [[1.0], [np.nan]], equal_nan=True)
@@ -147,4 +151,4 @@ def test_a_batch_knows_what_is_there(square: Sample, folders: Any) -> None:
 def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
     examples = Examples([Sample("gone", tmp_path / "gone.png")], [Encoded()], {"image": reader(SPEC)})
     with pytest.raises(DataError, match=r"sample 'gone': image .*gone\.png"):
-        examples[0, None]
+        examples.batch([0], [None], 0)

@@ -30,7 +30,7 @@ def test_blank_is_the_mean_colour(make_graft: Callable[..., Any]) -> None:
     """0 after normalisation, encoded once and given to every sample."""
     _, model = make_graft()
     model.eval()
-    tokens = blank(model, "image").stack([None] * 3)
+    tokens = blank(model, "image").read([None] * 3, [None] * 3)
     expected = model.encoders["image"](torch.zeros(1, 3, *model.encoders["image"].spec.size))
     assert torch.equal(tokens.values, expected.values.expand(3, -1, -1))
     assert tokens.mask.all()
@@ -138,7 +138,7 @@ def test_neighbours_are_sought_among_what_the_feature_cache_holds(
     samples, readers = pictures("train", 64), readers_of(model.eval(), recipe)
     found = baselines._features(model, samples, readers, 2, 0, "features")
     with torch.inference_mode():
-        tokens = model.encoders["image"](readers["image"].stack([readers["image"].read(sample, None) for sample in samples]))
+        tokens = model.encoders["image"](readers["image"].read(samples, [None] * len(samples)))
     assert tokens.num_prefix == 1
     assert torch.allclose(found, torch.nn.functional.normalize(tokens.values[:, 0], dim=-1), atol=1e-6)
 

@@ -8,14 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eyegraft.data.inputs import Reader, unreadable
-from eyegraft.data.text import Encoded
+from eyegraft.data.inputs import Reader
+from eyegraft.data.patch_rows import PatchRows
+from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import EyegraftError
 from eyegraft.types import IGNORE, Batch, Sample
 
-Item = tuple[Sample, dict[str, Any], Encoded]
+Key = tuple[Sequence[int], Sequence[int | None]]
+"""The positions of a batch, and the seed of each one's augmentation."""
 
 
 def derived_seed(*parts: object) -> int:
@@ -42,12 +45,17 @@ def batches_in_order(count: int, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
 
 
-class Examples(Dataset[Item]):
-    """Reads one sample at a time. A key is (position, seed of its augmentation or None).
+def taken(rows: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
+    """The items at these positions; of rows that are made when asked for, a selection that still is."""
+    return rows.take(positions) if hasattr(rows, "take") else [rows[place] for place in positions]
+
+
+class Examples:
+    """Samples, what each of them asks and teaches, and how they are read.
 
     Args:
+        encoded: in the order of the samples.
         readers: modality -> how it is read.
-        encoded: what each sample asks and teaches, in the order of the samples.
     """
 
     def __init__(self, samples: Sequence[Sample], encoded: Sequence[Encoded], readers: Mapping[str, Reader]) -> None:
@@ -56,52 +64,53 @@ class Examples(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int | None]) -> Item:
-        position, seed = key
-        sample = self.samples[position]
-        try:
-            return sample, {modality: reading.read(sample, seed) for modality, reading in self.readers.items()}, self.encoded[position]
-        except EyegraftError as error:
-            raise type(error)(f"sample {sample.id!r}: {error.given}", error.expected, error.fix) from error
-        except OSError as error:
-            raise unreadable(sample, error) from error
+    def order(self, batch_size: int, *, seed: int, epoch: int) -> Sequence[Any]:
+        """The shuffled batches of one epoch, each a list of positions: see `batch_order`, and of rows of patch stores `PatchRows.order`."""
+        if isinstance(self.samples, PatchRows):
+            return self.samples.order(batch_size, seed=seed, epoch=epoch)
+        return batch_order([len(text.input_ids) for text in self.encoded], batch_size, seed=seed, epoch=epoch)
 
+    def batch(self, positions: Sequence[int], seeds: Sequence[int | None], pad_id: int) -> Batch:
+        """The samples at these positions, texts right-padded.
 
-class Collate:
-    """Items to a batch, texts right-padded. A class so that loader workers can be sent it."""
-
-    def __init__(self, readers: Mapping[str, Reader], pad_id: int) -> None:
-        self.readers, self.pad_id = readers, pad_id
-
-    def __call__(self, items: Sequence[Item]) -> Batch:
-        samples = [sample for sample, _, _ in items]
-        taught = [encoded for _, _, encoded in items]
-        width = max(len(encoded.input_ids) for encoded in taught)
-        input_ids = torch.full((len(items), width), self.pad_id)
-        labels = torch.full((len(items), width), IGNORE)
-        mask = torch.zeros((len(items), width), dtype=torch.bool)
-        for row, encoded in enumerate(taught if width else ()):  # label tasks have no text: nothing to do for each row
-            length = len(encoded.input_ids)
-            input_ids[row, :length] = torch.tensor(encoded.input_ids, dtype=torch.long)
-            labels[row, :length] = torch.tensor(encoded.labels, dtype=torch.long)
-            mask[row, :length] = True
-        inputs = {modality: reading.stack([read[modality] for _, read, _ in items]) for modality, reading in self.readers.items()}
-        present = {modality: torch.tensor([reading.present(sample) for sample in samples]) for modality, reading in self.readers.items()}
-        targets = torch.tensor([encoded.target for encoded in taught], dtype=torch.float32).view(len(items), -1)  # [B, K]
+        Args:
+            seeds: of the augmentation of each, None for none.
+        """
+        samples = taken(self.samples, positions)
+        input_ids, mask, labels, targets = _padded(taken(self.encoded, positions), pad_id)
+        inputs = {modality: reading.read(samples, seeds) for modality, reading in self.readers.items()}
+        present = {modality: reading.present(samples) for modality, reading in self.readers.items()}
         return Batch(inputs, input_ids, mask, labels, samples, targets, present)
 
 
+def _padded(taught: Sequence[Encoded], pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input ids, mask and labels [B, T], targets [B, K]."""
+    if isinstance(taught, Targets):
+        nothing = torch.zeros((len(taught), 0), dtype=torch.long)
+        return nothing, nothing.bool(), nothing, torch.from_numpy(taught.values)
+    width = max(len(encoded.input_ids) for encoded in taught)
+    input_ids = torch.full((len(taught), width), pad_id)
+    labels = torch.full((len(taught), width), IGNORE)
+    mask = torch.zeros((len(taught), width), dtype=torch.bool)
+    for row, encoded in enumerate(taught if width else ()):  # label tasks have no text: nothing to do for each row
+        length = len(encoded.input_ids)
+        input_ids[row, :length] = torch.tensor(encoded.input_ids, dtype=torch.long)
+        labels[row, :length] = torch.tensor(encoded.labels, dtype=torch.long)
+        mask[row, :length] = True
+    return input_ids, mask, labels, torch.tensor([encoded.target for encoded in taught], dtype=torch.float32).view(len(taught), -1)
+
+
 class _Batches(Dataset["Batch | EyegraftError"]):
-    """Whole batches by the keys of their items. A fault is handed through as a value: the loader would rebuild an exception of a worker
-    from its traceback as text, where the user finds neither the sample nor the fix.
+    """Whole batches by (positions, seeds). A fault is handed through as a value: the loader would rebuild an exception of a worker from its
+    traceback as text, where the user finds neither the sample nor the fix.
     """
 
-    def __init__(self, examples: Examples, collate: Collate) -> None:
-        self.examples, self.collate = examples, collate
+    def __init__(self, examples: Examples, pad_id: int) -> None:
+        self.examples, self.pad_id = examples, pad_id
 
-    def __getitem__(self, keys: Sequence[tuple[int, int | None]]) -> Batch | EyegraftError:
+    def __getitem__(self, key: Key) -> Batch | EyegraftError:
         try:
-            return self.collate([self.examples[key] for key in keys])
+            return self.examples.batch(*key, self.pad_id)
         except EyegraftError as error:
             return error
 
@@ -111,28 +120,44 @@ def _as_is(batch: Any) -> Any:
 
 
 def load_batches(
-    examples: Examples, batches: Sequence[Sequence[int]], *, pad_id: int, seed: tuple[object, ...] | None = None, num_workers: int = 0
+    examples: Examples,
+    batches: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    seed: tuple[object, ...] | None = None,
+    start: int = 0,
+    num_workers: int = 0,
 ) -> Iterator[Batch]:
     """The given batches, in order.
 
     Args:
         seed: what the augmentation of a sample depends on, besides its position; None turns augmentation off.
+        start: the batches before it are passed over.
         num_workers: processes that decode ahead, where there is anything to decode; the batches are the same with any number.
 
     Raises:
         DataError: a picture vanished or was damaged since it was checked; names the sample, with any number of workers.
     """
-    keys = [[(i, None if seed is None else derived_seed("augment", *seed, i)) for i in batch] for batch in batches]
-    return load_keys(examples, keys, pad_id=pad_id, num_workers=num_workers)
+    random = seed is not None and any(reading.random for reading in examples.readers.values())
+
+    def seeds(batch: Sequence[int]) -> Sequence[int | None]:
+        return [derived_seed("augment", *(seed or ()), place) for place in batch] if random else [None] * len(batch)
+
+    keys = [(batch, seeds(batch)) for batch in batches[start:]]
+    if not isinstance(examples.samples, PatchRows):
+        yield from load_keys(examples, keys, pad_id=pad_id, num_workers=num_workers)
+        return
+    with examples.samples.ahead(batches, start) as reach:
+        for number, key in enumerate(keys, start):
+            reach(number)
+            yield examples.batch(*key, pad_id)
 
 
-def load_keys(
-    examples: Examples, keys: Sequence[Sequence[tuple[int, int | None]]], *, pad_id: int, num_workers: int = 0
-) -> Iterator[Batch]:
-    """As `load_batches`, with the augmentation seed of every sample given: batches of (position, seed or None)."""
+def load_keys(examples: Examples, keys: Sequence[Key], *, pad_id: int, num_workers: int = 0) -> Iterator[Batch]:
+    """As `load_batches`, with the augmentation seed of every sample given: batches of (positions, seeds)."""
     slow = any(reading.slow for reading in examples.readers.values())
     loader: DataLoader[Any] = DataLoader(
-        _Batches(examples, Collate(examples.readers, pad_id)),
+        _Batches(examples, pad_id),
         batch_size=None,  # the items of this data set are batches
         sampler=keys,
         collate_fn=_as_is,

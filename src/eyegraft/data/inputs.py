@@ -5,57 +5,89 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from eyegraft.config import Augmentation
 from eyegraft.data.augment import augment, is_random
+from eyegraft.data.columns import ColumnReader, learn_columns
 from eyegraft.data.features import FeatureStore
 from eyegraft.data.images import open_image, to_pixels
+from eyegraft.data.patch_inputs import PatchReader, learn_patches, with_statistics
+from eyegraft.data.patch_rows import STORE_DIGITS, PatchRows, row_of
 from eyegraft.data.patches import to_patches
 from eyegraft.data.words import has_words, pad_ids, to_ids
-from eyegraft.errors import DataError
-from eyegraft.types import ImageSpec, Inputs, Sample, TextSpec, Tokens
+from eyegraft.errors import DataError, EyegraftError
+from eyegraft.types import ColumnSpec, ImageSpec, Inputs, PatchSpec, Sample, TextSpec, Tokens
 
 Fit = Literal["encoder", "crop", "squash", "pad"]
 
 
 class Reader(Protocol):
-    """Reads one modality.
+    """Reads one modality of a batch.
 
     Attributes:
         slow: whether reading is worth a process of its own.
+        random: whether what is read depends on the seeds.
     """
 
     slow: bool
+    random: bool
 
-    def present(self, sample: Sample) -> bool:
-        """Whether the sample has this modality."""
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        """[B] bool, which samples have this modality."""
 
-    def read(self, sample: Sample, seed: int | None) -> Any:
-        """The item of one sample; something blank where it lacks the modality.
+    def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Inputs:
+        """What the encoder takes for these samples; something blank where one lacks the modality.
 
         Args:
-            seed: of its augmentation; None for none.
+            seeds: of each one's augmentation, None for none.
+
+        Raises:
+            DataError: names the sample that cannot be read.
         """
 
-    def stack(self, items: Sequence[Any]) -> Inputs:
-        """Items to what the encoder takes."""
+    def blank(self) -> Inputs:
+        """The same for one sample without content."""
 
 
-def reader(spec: ImageSpec | TextSpec, *, fit: Fit = "encoder", augmentation: Augmentation | None = None) -> Reader:
+Spec = ImageSpec | TextSpec | PatchSpec | ColumnSpec
+
+
+def reader(spec: Spec, *, fit: Fit = "encoder", augmentation: Augmentation | None = None) -> Reader:
     """The reader behind a spec.
 
     Args:
         fit: how a picture is brought to the encoder's size, where not as its weights say.
         augmentation: of pictures.
     """
+    if isinstance(spec, PatchSpec):
+        return PatchReader(spec)
+    if isinstance(spec, ColumnSpec):
+        return ColumnReader(spec)
     if isinstance(spec, TextSpec):
         return TextReader(spec)
     return ImageReader(spec if fit == "encoder" else replace(spec, fit=fit), augmentation)
+
+
+def _each(samples: Sequence[Sample], seeds: Sequence[int | None], read: Callable[[Sample, int | None], Any]) -> list[Any]:
+    """Read sample by sample; an error names its sample."""
+    items = []
+    for sample, seed in zip(samples, seeds, strict=True):
+        try:
+            items.append(read(sample, seed))
+        except EyegraftError as error:
+            raise type(error)(f"sample {sample.id!r}: {error.given}", error.expected, error.fix) from error
+        except OSError as error:
+            given = f"sample {sample.id!r}: image {sample.image}: {error}"
+            raise DataError(given, "a file that can be read", "restore the file") from error
+    return items
 
 
 class ImageReader:
@@ -66,11 +98,21 @@ class ImageReader:
     def __init__(self, spec: ImageSpec, augmentation: Augmentation | None = None) -> None:
         self.spec = spec
         self.augmentation = augmentation if augmentation is not None and is_random(augmentation) else None
+        self.random = self.augmentation is not None
 
-    def present(self, sample: Sample) -> bool:
-        return sample.image is not None
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.tensor([sample.image is not None for sample in samples], dtype=torch.bool)
 
-    def read(self, sample: Sample, seed: int | None) -> Any:
+    def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Inputs:
+        return self._stacked(_each(samples, seeds, self._read))
+
+    def _read(self, sample: Sample, seed: int | None) -> Any:
+        if sample.record is not None:
+            given, fix = (
+                "a row of a patch store, and this encoder reads pictures",
+                "give an encoder of patches, such as vision_encoder=patch_cnn",
+            )
+            raise DataError(given, "a picture file", fix)
         if sample.image is None:
             return self._transformed(Image.new("RGB" if self.spec.channels == 3 else "L", (8, 8)))
         if self.augmentation is None or seed is None:
@@ -79,14 +121,12 @@ class ImageReader:
         picture = _shrunk(open_image(sample.image, self.spec.channels, target=(side, side)), 2 * side)
         return self._transformed(augment(picture, self.augmentation, seed))
 
-    def blank(self) -> Any:
-        """An item whose every pixel is the mean colour of the encoder's pretraining data (0 after normalisation)."""
+    def blank(self) -> Inputs:
+        """Every pixel is the mean colour of the encoder's pretraining data (0 after normalisation)."""
         item = self._transformed(Image.new("RGB" if self.spec.channels == 3 else "L", tuple(reversed(self.spec.size))))
-        if isinstance(item, dict):
-            return {**item, "pixels": torch.zeros_like(item["pixels"])}
-        return torch.zeros_like(item)
+        return self._stacked([{**item, "pixels": torch.zeros_like(item["pixels"])} if isinstance(item, dict) else torch.zeros_like(item)])
 
-    def stack(self, items: Sequence[Any]) -> Inputs:
+    def _stacked(self, items: Sequence[Any]) -> Inputs:
         if isinstance(items[0], dict):
             return {key: torch.stack([item[key] for item in items]) for key in items[0]}  # patches: [B, N, P·P·C] and their mask
         return torch.stack(list(items))  # [B, C, H, W]
@@ -107,22 +147,52 @@ def _shrunk(picture: Image.Image, short_side: int) -> Image.Image:
 class TextReader:
     """Words beside pictures, as token ids."""
 
-    slow = False
+    slow = random = False
 
     def __init__(self, spec: TextSpec) -> None:
         self.spec = spec
 
-    def present(self, sample: Sample) -> bool:
-        return has_words(sample.text)
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.tensor([has_words(sample.text) for sample in samples], dtype=torch.bool)
 
-    def read(self, sample: Sample, seed: int | None) -> Any:
-        return to_ids(sample.text, self.spec)
+    def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Inputs:
+        return self._padded(_each(samples, seeds, lambda sample, _: to_ids(sample.text, self.spec)))
 
-    def blank(self) -> Any:
-        return to_ids("", self.spec)
+    def blank(self) -> Inputs:
+        return self._padded([to_ids("", self.spec)])
 
-    def stack(self, items: Sequence[Any]) -> Inputs:
+    def _padded(self, items: Sequence[Any]) -> Inputs:
         return pad_ids(items, getattr(self.spec.tokenizer, "pad_token_id", None) or 0)
+
+
+# ── what an encoder must know of the training split ──────────────────────────────────────────────────────────────────────────────
+
+
+def learn_inputs(spec: Spec, train: Sequence[Sample], statistics_file: Path | None = None) -> dict[str, Any]:
+    """What a spec must know of the training split, as plain data for `with_learned`; empty where that is nothing.
+
+    Args:
+        statistics_file: of the channels of patches (see `patch_statistics`); they are computed where there is none.
+
+    Raises:
+        PartError: the patches are another sensor's.
+        DataError: patches of another size or with other maps, or statistics that are not this training split's.
+    """
+    if isinstance(spec, PatchSpec):
+        return learn_patches(spec, train, statistics_file)
+    return learn_columns(spec, train) if isinstance(spec, ColumnSpec) else {}
+
+
+def with_learned(spec: Spec, learned: Mapping[str, Any]) -> Spec:
+    """The spec with what `learn_inputs` found."""
+    if isinstance(spec, PatchSpec) and learned:
+        return with_statistics(spec, learned)
+    if isinstance(spec, ColumnSpec) and learned:
+        return replace(spec, statistics={name: tuple(pair) for name, pair in learned["statistics"].items()})
+    return spec
+
+
+# ── what stands in the place of an input ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class StoredReader:
@@ -148,49 +218,63 @@ class StoredReader:
         copies: int,
     ) -> None:
         self.store, self.rows, self.layout, self.plain, self.record, self.copies = store, rows, layout, plain, record, copies
+        self.random = copies > 0
+        self._by_patch: dict[str, NDArray[np.int64]] = {}
 
-    def present(self, sample: Sample) -> bool:
-        return self.plain.present(sample)
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        return self.plain.present(samples)
 
-    def read(self, sample: Sample, seed: int | None) -> int:
-        copy = (seed or 0) % self.copies if self.copies else None  # without a seed any of them serves: the first
-        return self.rows[self.record(sample, copy)]
-
-    def stack(self, items: Sequence[int]) -> Tokens:
-        values = self.store.read(np.array(items, dtype=np.int64))  # [B, N, D]
+    def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Tokens:
+        values = self.store.read(self._rows(samples, seeds))  # [B, N, D]
         return replace(self.layout, values=values, mask=torch.ones(values.shape[:2], dtype=torch.bool))
+
+    def _rows(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> NDArray[np.int64]:
+        if isinstance(samples, PatchRows):
+            return self._of_patches(samples.store.identity, len(samples.store))[samples.rows]
+        # without a seed any of the copies serves: the first
+        copies = [(seed or 0) % self.copies if self.copies else None for seed in seeds]
+        return np.array([self.rows[self.record(sample, copy)] for sample, copy in zip(samples, copies, strict=True)], dtype=np.int64)
+
+    def _of_patches(self, identity: str, count: int) -> NDArray[np.int64]:
+        """The row here of every row of a patch store; made once, so that no sample has to be."""
+        if identity not in self._by_patch:
+            places = np.full(count, -1, dtype=np.int64)
+            for key, place in self.rows.items():
+                if identity.startswith(key[:STORE_DIGITS]):
+                    places[row_of(key)] = place
+            self._by_patch[identity] = places
+        return self._by_patch[identity]
+
+    def blank(self) -> Tokens:
+        return self.layout.with_values(torch.zeros_like(self.layout.values))
 
 
 class ConstantReader:
     """The same tokens for every sample: a blank picture, encoded once."""
 
-    slow = False
+    slow = random = False
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = tokens
 
-    def present(self, sample: Sample) -> bool:
-        return True
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.ones(len(samples), dtype=torch.bool)
 
-    def read(self, sample: Sample, seed: int | None) -> None:
-        return None
-
-    def stack(self, items: Sequence[None]) -> Tokens:
+    def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Tokens:
         values, mask = self.tokens.values, self.tokens.mask
-        return replace(self.tokens, values=values.expand(len(items), -1, -1), mask=mask.expand(len(items), -1))
+        return replace(self.tokens, values=values.expand(len(samples), -1, -1), mask=mask.expand(len(samples), -1))
+
+    def blank(self) -> Tokens:
+        return self.tokens
 
 
 class AbsentReader(ConstantReader):
     """A modality that no sample has."""
 
-    def present(self, sample: Sample) -> bool:
-        return False
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.zeros(len(samples), dtype=torch.bool)
 
 
-def one_blank(readers: Mapping[str, Any]) -> dict[str, Inputs]:
+def one_blank(readers: Mapping[str, Reader]) -> dict[str, Inputs]:
     """Blank inputs of one sample, as measurements of widths and token counts take them."""
-    return {modality: reading.stack([reading.blank()]) for modality, reading in readers.items()}
-
-
-def unreadable(sample: Sample, error: OSError) -> DataError:
-    return DataError(f"sample {sample.id!r}: image {sample.image}: {error}", "a file that can be read", "restore the file")
+    return {modality: reading.blank() for modality, reading in readers.items()}

@@ -1,7 +1,8 @@
 """Rows of patch stores as samples, made when they are asked for: millions of them cost no more than the columns that are read.
 
-A store that recipes read holds `x`, `y`, `timestamp`, `loc` and `stn`, and may hold `landcover` and `pixel` (see `patch_chunks.fields`). Its
-facts name the `sensor`, the `channels` of `x` and those that are no bands (`extra`), the `target` with its unit, and whether it is `simulated`.
+A store that recipes read holds `x`, `y`, `timestamp`, `loc` and `stn`, and may hold `landcover` and `pixel` (see `patch_chunks.fields`).
+Its facts name the `sensor`, the `channels` of `x` and those that are no bands (`extra`), the `target` with its unit, and whether it is
+`simulated`.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ IGBP = (
 _SEASONS = ("DJF", "MAM", "JJA", "SON")
 _HEIGHTS_M = (100, 300, 600, 1000)
 _HOURS = 3
-_KEY = 40  # hexadecimal digits of a store's identity in the key of a record
+STORE_DIGITS = 40
+"""Hexadecimal digits of a store's identity in the key of a record."""
 
 
 class PatchRows(Sequence[Sample]):
@@ -123,8 +125,8 @@ class PatchRows(Sequence[Sample]):
 
     def column(self, name: str) -> Column:
         """[N] `station` (text), `time` (datetime64[s], UTC), `lat`, `lon` (degrees), `gsd_m`, `elevation_m` and `sza_deg` (of the middle
-        pixel, NaN where the store has no such map), `hour_utc` (0 to 24), `day_of_year` (1 to 367), `month`, `igbp` (land cover class, -1 where
-        there is none), `pixel_x`, `pixel_y` (-1 where there is none).
+        pixel, NaN where the store has no such map), `hour_utc` (0 to 24), `day_of_year` (1 to 367), `month`, `igbp` (land cover class, -1
+        where there is none), `pixel_x`, `pixel_y` (-1 where there is none).
 
         Raises:
             DataError: another name.
@@ -138,7 +140,8 @@ class PatchRows(Sequence[Sample]):
         return _SLICES[name](self)
 
     def _field(self, name: str) -> Column:
-        return self.store.read(self.rows, [name])[name]
+        found: Column = self.store.read(self.rows, [name])[name]
+        return found
 
     def _middle(self, channel: str) -> Column:
         channels = list(self.facts["channels"])
@@ -150,7 +153,7 @@ class PatchRows(Sequence[Sample]):
         plain["time"] = [f"{moment}Z" for moment in np.datetime_as_string(numbers["time"], unit="m").tolist()]
         texts = {name: self.slice_of(name).tolist() for name in PATCH_SLICES}
         columns = {**plain, **texts}
-        digits, key = ("-", ":"), self.store.identity[:_KEY]
+        digits, key = ("-", ":"), self.store.identity[:STORE_DIGITS]
         for place, (row, target) in enumerate(zip(self.rows.tolist(), self.targets.tolist(), strict=True)):
             meta = {name: values[place] for name, values in columns.items()}
             moment = meta["time"].translate(str.maketrans("", "", "".join(digits)))
@@ -167,7 +170,7 @@ class PatchRows(Sequence[Sample]):
 
 def row_of(key: str) -> int:
     """The row of the store that a sample's `sha256` names."""
-    return int(key[_KEY:], 16)
+    return int(key[STORE_DIGITS:], 16)
 
 
 # ── columns of all rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -184,7 +187,8 @@ def _time(rows: PatchRows) -> Column:
 
 
 def _hour(rows: PatchRows) -> Column:
-    return (rows._field("timestamp") % 86_400) / 3600
+    found: Column = (rows._field("timestamp") % 86_400) / 3600
+    return found
 
 
 def _day(rows: PatchRows) -> Column:
@@ -193,7 +197,8 @@ def _day(rows: PatchRows) -> Column:
 
 
 def _month(rows: PatchRows) -> Column:
-    return _time(rows).astype("datetime64[M]").astype(np.int64) % 12 + 1
+    found: Column = _time(rows).astype("datetime64[M]").astype(np.int64) % 12 + 1
+    return found
 
 
 def _class(rows: PatchRows) -> Column:

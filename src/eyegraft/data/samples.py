@@ -49,8 +49,9 @@ class PreparedData:
     Attributes:
         splits: split -> samples in the table's order.
         table_sha256: split -> hash of the table that it came from.
-        split_sha256: split -> of a patch store the hash of its manifest, else hash over its sorted (id, image hash, prompt, references, text): what is learned from, wherever files lie.
+        split_sha256: split -> hash over its sorted (id, image hash, prompt, references, text): what is learned from, wherever files lie.
             Where pictures are not read, the path's text stands in place of the image, and it does not matter whether the files are there.
+            Of a patch store it is the hash of its manifest.
         num_rows: split -> rows read, usable or not.
         reasons: how many rows were quarantined for which reason.
         quarantined: {"split", "row" (1 is the first data row), "id", "image", "reason", "detail"} for each row that is not used.
@@ -170,7 +171,8 @@ def load_samples(
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def base_folder(given: str, root: Path | None) -> Path:
+def base_folder(given: str, root: Path | None = None) -> Path:
+    """`data.base_dir` as a folder that is there, relative to `root` or the working directory."""
     folder = Path(os.path.expandvars(given if os.name == "nt" else given.replace("\\", "/"))).expanduser()
     base = Path(os.path.normpath(((root or Path()) / folder).absolute()))
     if not base.is_dir():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eyegraft.errors import DataError
 from eyegraft.types import IGNORE
@@ -26,6 +30,34 @@ class Encoded:
     labels: tuple[int, ...] = ()
     truncated: bool = False
     target: tuple[float, ...] = ()
+
+
+class Targets(Sequence[Encoded]):
+    """What rows of numbers teach, as one array: no text, K numbers each.
+
+    Args:
+        values: [N, K] float32, NaN where unknown.
+    """
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, place: int) -> Encoded: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Targets: ...
+
+    def __getitem__(self, place: int | slice) -> Encoded | Targets:
+        if isinstance(place, slice):
+            return Targets(self.values[place])
+        return Encoded(target=tuple(self.values[place].tolist()))
+
+    def take(self, positions: Sequence[int]) -> Targets:
+        return Targets(self.values[np.asarray(positions, dtype=np.int64)])
 
 
 def encode_prompt(tokenizer: Any, prompt: str, *, template: Template = "auto") -> Encoded:

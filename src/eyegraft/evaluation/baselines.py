@@ -36,7 +36,7 @@ def blank(model: Graft, modality: str) -> ConstantReader:
     """Every pixel the mean colour of the encoder's pretraining data (0 after normalisation): encoded once, read for every sample."""
     encoder: Any = model.encoders[modality].eval()
     plain: Any = reader(encoder.spec)
-    inputs = moved_to(plain.stack([plain.blank()]), next(model.parameters()).device)
+    inputs = moved_to(plain.blank(), next(model.parameters()).device)
     return ConstantReader(moved_to(encoder(inputs), "cpu"))
 
 

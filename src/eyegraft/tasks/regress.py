@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from eyegraft.config import Strict
-from eyegraft.data.text import Encoded
+from eyegraft.data.patch_rows import PatchRows
+from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import DataError
 from eyegraft.metrics import regression
 from eyegraft.metrics._conformal import conformal_quantile, least
@@ -72,6 +73,11 @@ class RegressTask:
         mean, std = self._scale()
         return Encoded(target=((self._number(sample) - mean) / std,))
 
+    def encode_rows(self, rows: PatchRows) -> Targets:
+        """`encode` of rows of a patch store, all at once."""
+        mean, std = self._scale()
+        return Targets(((self._numbers(rows) - mean) / std).astype(np.float32)[:, None])
+
     def _scale(self) -> tuple[float, float]:
         """Mean and standard deviation of the training targets."""
         if not self.learned:
@@ -89,12 +95,21 @@ class RegressTask:
         return found
 
     def _numbers(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[N]"""
+        """[N]; of patches without making a sample of each."""
+        if isinstance(samples, PatchRows):
+            values = samples.targets
+            if np.isfinite(values).all():
+                return values
         return np.array([self._number(sample) for sample in samples], dtype=np.float64)
 
     def check(self, samples: Sequence[Sample], split: str) -> None:
         values: set[float] = set()
         faults: list[DataError] = []
+        count = len(samples)
+        if isinstance(samples, PatchRows):
+            targets = samples.targets
+            values = set(targets[np.isfinite(targets)].tolist())
+            samples = samples.take(np.flatnonzero(~np.isfinite(targets)))
         for sample in samples:
             try:
                 values.add(self._number(sample))
@@ -103,10 +118,10 @@ class RegressTask:
         if faults:
             listed = "".join(f"\n  {fault.given}" for fault in faults[:MAX_LISTED])
             more = f"\n  and {len(faults) - MAX_LISTED} more" if len(faults) > MAX_LISTED else ""
-            given = f"split {split}: {len(faults)} of {len(samples)} rows have no usable number:{listed}{more}"
+            given = f"split {split}: {len(faults)} of {count} rows have no usable number:{listed}{more}"
             raise DataError(given, faults[0].expected, faults[0].fix)
         if split == "train" and len(values) < 2:
-            only = f"{len(samples)} times {min(values):g}" if values else "it has no samples"
+            only = f"{count} times {min(values):g}" if values else "it has no samples"
             raise DataError(f"split train: one number only ({only})", "different numbers to learn", "check data.columns.references")
 
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -151,8 +166,11 @@ class RegressTask:
         return {"intervals": {"level": level, "quantile": quantile, "num_samples": len(samples)}}
 
     def prior(self, train: Sequence[Sample]) -> dict[str, Any]:
-        value = float(self._numbers(train).mean())
-        return {"value": value, "unit": self.config.unit, "std": None, "interval": None}
+        return self.from_values([float(self._numbers(train).mean())])[0]
+
+    def from_values(self, values: Sequence[float]) -> list[dict[str, Any]]:
+        """Answers of numbers that came from elsewhere than a model's outputs, without intervals: nothing has measured those."""
+        return [{"value": float(value), "unit": self.config.unit, "std": None, "interval": None} for value in values]
 
     def from_neighbours(self, neighbours: Sequence[Sample]) -> dict[str, Any]:
         return self.prior(neighbours)

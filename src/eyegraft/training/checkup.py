@@ -13,12 +13,13 @@ import torch
 
 from eyegraft.answering import tokenizer_of
 from eyegraft.config import Recipe
-from eyegraft.data.batches import batch_order, load_batches
+from eyegraft.data.batches import load_batches
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import Encoded
 from eyegraft.training.features import frozen_modalities, why_not
 from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction, with_each_modality
 from eyegraft.training.stages import (
+    blind_spots,
     build_model,
     build_objective,
     build_task,
@@ -27,7 +28,9 @@ from eyegraft.training.stages import (
     make_fabric,
     prepare_task,
     stage_data,
+    stop_without_split,
     stop_without_train,
+    teach_inputs,
 )
 from eyegraft.tuning import TrainablePlan, make_plan, prove, set_training_mode
 from eyegraft.types import IGNORE
@@ -53,15 +56,17 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
         settings = recipe.stage(name)
         task = build_task(recipe, settings)
         objective = build_objective(task, settings)
-        prepare_task(task, data)
-        encoded = encode_splits(task, data, model)
+        stop_without_split(recipe, name, data)
+        prepare_task(recipe, task, data)
+        encoded = encode_splits(task, settings, data, model)
         watched_direction(settings, name, task, data.splits.get("val", []))
         yield f"\nstage {name}: task {task.name}, objective {type(objective).__name__}"
         torch.manual_seed(recipe.seed)
         plan = make_plan(model, settings, objective=objective)
         yield plan.table()
-        read = stage_data(recipe, model, data, encoded)
-        fit_objective(objective, encoded["train"])
+        read = stage_data(recipe, settings, model, data, encoded, teach_inputs(recipe, model, data))
+        fit_objective(objective, encoded[settings.split])
+        yield from (f"does not see: {line}" for line in blind_spots(model, read))
         for modality in model.encoders:
             reason = why_not(recipe, settings.feature_cache, model, modality, frozen_modalities(model), augmented=True)
             yield f"feature cache of {modality}: " + (f"no, {reason}" if reason else "yes, encoded once")
@@ -81,7 +86,7 @@ def _labels(read: StageData, learned: Mapping[str, Any]) -> Iterator[str]:
         tally = Counter(", ".join(sample.references) or "none" for sample in samples)
         yield "labels: " + ", ".join(f"{count} {label}" for label, count in tally.most_common(12)) + (" …" if len(tally) > 12 else "")
     for modality, reading in read.train.readers.items():
-        missing = sum(not reading.present(sample) for sample in samples)
+        missing = int((~reading.present(samples)).sum())
         yield f"{modality}: {missing} of {len(samples)} training rows have none"
 
 
@@ -122,15 +127,15 @@ def marked(tokenizer: Any, text: Encoded, colour: bool = False) -> str:
 
 def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, batch_size: int, seed: int) -> Iterator[str]:
     """Forward and backward of the batch with the longest sample, twice: once as the probe of the plan, once for time and memory."""
-    order = batch_order([len(text.input_ids) for text in read.train.encoded], batch_size, seed=seed, epoch=0)
-    first = list(dict.fromkeys([*order[0], *with_each_modality(read.train)]))
+    order = read.train.order(batch_size, seed=seed, epoch=0)
+    first = list(dict.fromkeys([*map(int, order[0]), *with_each_modality(read.train)]))
     batch = next(load_batches(read.train, [first], pad_id=read.pad_id)).to(fabric.device)
     set_training_mode(step)
     step.model.fusion.eval()  # hides no modality by chance
-    probes = [Sealed(probe) for probe in step.model.probes(batch)]
+    probes = [Sealed(probe) for probe in step.probes(batch)]
     prove(step, step, probes, fabric.backward, [parameter for group in plan.groups for parameter in group["params"]])
     started = time.monotonic()
-    sums, counts, _ = step(Sealed(batch))
+    sums, counts, *_ = step(Sealed(batch))
     fabric.backward(sums.sum() / counts.sum())
     seconds = time.monotonic() - started
     step.zero_grad(set_to_none=True)

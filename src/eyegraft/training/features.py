@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -25,7 +25,7 @@ from eyegraft.data.text import Encoded
 from eyegraft.model import Graft
 from eyegraft.pretrained import cache_dir
 from eyegraft.tuning import is_adapted
-from eyegraft.types import ImageSpec, Sample, TextSpec, Tokens, moved_to
+from eyegraft.types import ColumnSpec, ImageSpec, PatchSpec, Sample, TextSpec, Tokens, moved_to
 
 log = logging.getLogger(__name__)
 BATCH = 32
@@ -43,6 +43,8 @@ def why_not(recipe: Recipe, cache: FeatureCache, model: Graft, modality: str, fr
         return "train.feature_cache.mode=off"
     if modality not in frozen:
         return "the encoder is trained"
+    if isinstance(model.encoders[modality].spec, ColumnSpec):
+        return "columns cost nothing to encode"
     if modality == "image" and augmented and is_random(recipe.augmentation) and not cache.augmented_copies:
         return "random augmentation shows another picture each time (train.feature_cache.augmented_copies=K keeps K fixed variants)"
     if _reduction(model, modality) is None and not cache.tokens:
@@ -97,8 +99,8 @@ def _stored(
     closing: ExitStack,
 ) -> StoredReader:
     reduced = _encoding(model, modality)
-    layout = moved_to(reduced(plain.stack([plain.blank()])), "cpu")
-    if modality == "image" and plain.spec.patch_size is not None and layout.values.shape[1] > 1:
+    layout = moved_to(reduced(plain.blank()), "cpu")
+    if isinstance(plain.spec, ImageSpec) and plain.spec.patch_size is not None and layout.values.shape[1] > 1:
         raise Uncached(f"pictures of a varying number of {modality} tokens", "pooled tokens, or records of one shape")
     if isinstance(plain.spec, TextSpec) and _reduction(model, modality) is None:
         raise Uncached("texts of a varying number of tokens", "one vector a text")
@@ -109,7 +111,7 @@ def _stored(
         "device": next(model.encoders[modality].parameters()).device.type,  # the same sums come out rounded otherwise
         "part": recipe.encoder_parts[modality].model_dump(mode="json"),
         "reduction": type(_reduction(model, modality)).__name__,
-        "transform": asdict(plain.spec) if isinstance(plain.spec, ImageSpec) else _words(plain.spec),
+        "transform": _transform(plain.spec),
         "augmentation": recipe.augmentation.model_dump() if copies else None,
         "versions": _versions(),
     }
@@ -156,7 +158,7 @@ def _reduction(model: Graft, modality: str) -> Any:
 def _whole_sequences(model: Graft, modality: str) -> str:
     """What one sample's tokens take, in words: `729 tokens of 1152 numbers, 1.68 MB`."""
     plain: Any = reader(model.encoders[modality].spec)  # type: ignore[arg-type]
-    shape = _encoding(model, modality)(plain.stack([plain.blank()])).values.shape
+    shape = _encoding(model, modality)(plain.blank()).values.shape
     return f"{shape[1]} tokens of {shape[2]} numbers, {2 * shape[1] * shape[2] / 1e6:.2f} MB"
 
 
@@ -181,7 +183,7 @@ def _records(sample: Sample, modality: str, copies: int) -> dict[str, tuple[Samp
 
 
 def _record(modality: str, sample: Sample, copy: int | None) -> str:
-    content = sample.sha256 or "absent" if modality == "image" else hashlib.sha256(sample.text.encode()).hexdigest()
+    content = hashlib.sha256(sample.text.encode()).hexdigest() if modality == "text" else sample.sha256 or "absent"
     return content if copy is None else f"{content}-{copy}"
 
 
@@ -196,7 +198,7 @@ def _encode(
     def encode(batches: list[list[int]]) -> Iterator[Tensor]:
         samples = [sample for sample, _ in wanted]
         examples = Examples(samples, [Encoded()] * len(samples), {modality: plain})
-        keys = [[(place, wanted[place][1]) for place in batch] for batch in batches]
+        keys = [(batch, [wanted[place][1] for place in batch]) for batch in batches]
         with progress(f"encoding {modality} once", sum(map(len, batches))) as advance:
             for batch in load_keys(examples, keys, pad_id=0, num_workers=num_workers):
                 tokens = encoded(batch.inputs[modality])
@@ -204,6 +206,15 @@ def _encode(
                 advance(len(batch))
 
     return encode
+
+
+def _transform(spec: Any) -> Any:
+    """All that decides what an encoder sees of a sample, as plain data."""
+    if isinstance(spec, TextSpec):
+        return _words(spec)
+    if isinstance(spec, PatchSpec):
+        return {**asdict(replace(spec, sensor=None)), "sensor": spec.sensor.model_dump(mode="json")}
+    return asdict(spec)
 
 
 def _words(spec: TextSpec) -> dict[str, Any]:

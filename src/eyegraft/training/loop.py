@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from eyegraft.answering import answer_samples
 from eyegraft.config import EarlyStopping, Recipe, Settings
 from eyegraft.console import progress, track
-from eyegraft.data.batches import Examples, batch_order, batches_in_order, derived_seed, load_batches
+from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches
 from eyegraft.errors import DataError, RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
@@ -28,7 +28,7 @@ from eyegraft.training.checkpoints import save_checkpoint
 from eyegraft.training.schedule import rate_factor
 from eyegraft.training.trackers import MetricsFile, Row
 from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
-from eyegraft.types import Batch, Sample
+from eyegraft.types import Batch, Output, Sample
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Position:
     step: int = 0
     window_loss: float = 0.0
     window_count: float = 0.0
+    window_notes: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
     rows: int = 0
@@ -66,22 +67,40 @@ class LossStep(nn.Module):
     def __init__(self, model: Graft, objective: nn.Module) -> None:
         super().__init__()
         self.model, self.objective = model, objective
+        self.reads: tuple[str, ...] = getattr(objective, "reads", ())
 
-    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor]:
-        output = self.model(sealed.batch)
-        loss = self.objective(output, sealed.batch)
-        return loss.sums, loss.counts, output.logits.detach()
+    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
+        """(summed losses [B], counts [B], logits, notes); see `eyegraft.types.Loss`."""
+        batch = self.objective.prepare(sealed.batch) if hasattr(self.objective, "prepare") else sealed.batch
+        output = self._of_encoders(batch) if self.reads else self.model(batch)
+        loss = self.objective(output, batch)
+        return loss.sums, loss.counts, output.logits.detach(), {name: values.detach() for name, values in loss.notes.items()}
+
+    def _of_encoders(self, batch: Batch) -> Output:
+        """What an objective that reads tokens is given: nothing behind the encoders is computed."""
+        encoded = self.model.encode(batch, only=self.reads)
+        nothing = batch.targets.new_zeros(len(batch), 0)
+        return Output(encoded, encoded[self.reads[0]], nothing, nothing)
+
+    def probes(self, batch: Batch) -> list[Batch]:
+        """Batches that together reach all that trains (see `Graft.probes`)."""
+        return [batch] if self.reads else self.model.probes(batch)
 
 
 @dataclass
 class StageData:
-    """What a stage reads."""
+    """What a stage reads.
+
+    Attributes:
+        inputs: modality -> what its encoder knows of the training split (see `eyegraft.data.inputs.learn_inputs`).
+    """
 
     train: Examples
     val: Examples | None
     val_samples: Sequence[Sample]
     pad_id: int
     num_workers: int
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StageTrainer:
@@ -142,11 +161,10 @@ class StageTrainer:
 
     def _epoch(self, advance: Any, clock: Callable[[], float]) -> None:
         set_training_mode(self.step_module)
-        lengths = [len(text.input_ids) for text in self.data.train.encoded]
-        order = batch_order(lengths, self.settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch)
+        order = self.data.train.order(self.settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch)
         seed = (self.recipe.seed, self.stage, self.at.epoch)
         loaded = load_batches(
-            self.data.train, order[self.at.batch :], pad_id=self.data.pad_id, seed=seed, num_workers=self.data.num_workers
+            self.data.train, order, pad_id=self.data.pad_id, seed=seed, start=self.at.batch, num_workers=self.data.num_workers
         )
         while group := list(islice(loaded, self.settings.gradient_accumulation)):
             loss = self._step(group)
@@ -167,11 +185,12 @@ class StageTrainer:
         for group_settings, planned in zip(self.optimizer.param_groups, self.plan.groups, strict=True):
             group_settings["lr"] = planned["lr"] * factor
         total = sum(float(self.objective.counts(batch).sum()) for batch in group)
-        summed = 0.0
+        summed, notes = 0.0, dict[str, Tensor]()
         for batch in group:
-            sums, _, _ = self.step_module(Sealed(batch.to(self.fabric.device)))
+            sums, _, _, noted = self.step_module(Sealed(batch.to(self.fabric.device)))
             self.fabric.backward(sums.sum() / total)
             summed += float(sums.detach().sum())
+            _add_up(notes, noted)
         if not math.isfinite(summed):
             ids = [sample.id for batch in group for sample in batch.samples]
             raise TrainingError(
@@ -184,8 +203,12 @@ class StageTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         at.step += 1
+        if hasattr(self.objective, "after_step"):
+            self.objective.after_step(at.step / self.total_steps, {name: value / total for name, value in notes.items()})
         at.window_loss += summed
         at.window_count += total
+        for name, value in _numbers(notes).items():
+            at.window_notes[name] = at.window_notes.get(name, 0.0) + value
         at.tokens += int(total)
         if at.step % settings.log_every == 0 or at.step == self.total_steps:
             return self._log_window(factor)
@@ -195,8 +218,9 @@ class StageTrainer:
         at = self.at
         loss = at.window_loss / at.window_count
         row = {"kind": "train", "epoch": at.epoch, "step": at.step, "loss": loss, "learning_rate": self.settings.learning_rate * factor}
-        self._write({**row, "tokens": at.tokens, "seconds": round(at.seconds, 2)})
-        at.window_loss = at.window_count = 0.0
+        notes = {name: value / at.window_count for name, value in at.window_notes.items()}
+        self._write({**row, **notes, "tokens": at.tokens, "seconds": round(at.seconds, 2)})
+        at.window_loss, at.window_count, at.window_notes = 0.0, 0.0, {}
         return loss
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -248,16 +272,19 @@ class StageTrainer:
     def _validate(self) -> dict[str, float]:
         assert self.data.val is not None
         self.step_module.eval()
+        torch.manual_seed(derived_seed("validate", self.recipe.seed, self.stage))  # what an objective draws is the same in every epoch
         order = batches_in_order(len(self.data.val), self.settings.batch_size)
         loss = tokens = 0.0
         answers: list[Any] = []
+        notes: dict[str, Tensor] = {}
         batches = load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers)
         for batch in track(batches, "validating", len(order)):
-            sums, counts, logits = self.step_module(Sealed(batch.to(self.fabric.device)))
+            sums, counts, logits, noted = self.step_module(Sealed(batch.to(self.fabric.device)))
             loss += float(sums.sum())
             tokens += float(counts.sum())
+            _add_up(notes, noted)
             answers += self.task.read(logits) if self.task.reads_logits else []
-        values = {"val_loss": loss / tokens}
+        values = {"val_loss": loss / tokens, **{f"val_{name}": value / tokens for name, value in _numbers(notes).items()}}
         if not math.isfinite(values["val_loss"]):
             return values  # what follows from NaN cannot be scored
         if not answers and self.settings.early_stopping.metric != "val_loss":  # texts cost far more than a loss: only where they decide
@@ -275,12 +302,12 @@ class StageTrainer:
     def _probe(self) -> None:
         set_training_mode(self.step_module)
         self.model.fusion.eval()  # hides no modality by chance
-        first = batch_order([len(text.input_ids) for text in self.data.train.encoded], 2, seed=self.recipe.seed, epoch=0)[0]
-        first = list(dict.fromkeys([*first, *with_each_modality(self.data.train)]))
+        first = self.data.train.order(2, seed=self.recipe.seed, epoch=0)[0]
+        first = list(dict.fromkeys([*map(int, first), *with_each_modality(self.data.train)]))
         torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
         for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
             planned = [parameter for group in self.plan.groups for parameter in group["params"]]
-            probes = [Sealed(probe.to(self.fabric.device)) for probe in self.model.probes(batch)]
+            probes = [Sealed(probe.to(self.fabric.device)) for probe in self.step_module.probes(batch)]
             prove(self.step_module, self.step_module, probes, self.fabric.backward, planned)
 
     def _time_to_save(self) -> bool:
@@ -300,6 +327,7 @@ class StageTrainer:
             "lineage": [*self.lineage, self.stage],
             "metric": self.settings.early_stopping.metric,
             "best": at.best,
+            "inputs": dict(self.data.inputs),
         }
         save_checkpoint(
             self.folder / name,
@@ -372,13 +400,23 @@ def with_each_modality(examples: Examples) -> list[int]:
     """The first sample that has each modality, by position: most may lack one, and an encoder shows its gradient only where it is used."""
     found = []
     for reading in examples.readers.values():
-        found += [place for place, sample in enumerate(examples.samples) if reading.present(sample)][:1]
+        found += reading.present(examples.samples).nonzero().flatten()[:1].tolist()
     return found
 
 
 def with_state(objective: Any) -> dict[str, nn.Module]:
     """An objective that has tensors of its own, under the name that checkpoints give it."""
     return {"objective": objective} if isinstance(objective, nn.Module) and objective.state_dict() else {}
+
+
+def _add_up(sums: dict[str, Tensor], notes: Mapping[str, Tensor]) -> None:
+    for name, values in notes.items():
+        sums[name] = sums[name] + values.sum(0) if name in sums else values.sum(0)
+
+
+def _numbers(notes: Mapping[str, Tensor]) -> dict[str, float]:
+    """Those that are single numbers, and can be written into a row."""
+    return {name: float(value) for name, value in notes.items() if value.ndim == 0}
 
 
 def _values(values: Mapping[str, float]) -> str:

@@ -15,21 +15,25 @@ import torch
 from eyegraft.answering import answer_samples, num_tokens, pad_id_of, readers_of, tokenizer_of
 from eyegraft.config import Recipe, Settings
 from eyegraft.console import progress, track
-from eyegraft.data.batches import Examples, derived_seed
-from eyegraft.data.samples import PreparedData, load_samples
-from eyegraft.data.text import Encoded
+from eyegraft.data.batches import Examples, derived_seed, load_batches
+from eyegraft.data.inputs import learn_inputs, with_learned
+from eyegraft.data.patch_rows import PatchRows
+from eyegraft.data.samples import PreparedData, base_folder, load_samples
+from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import DataError, RecipeError, RunError, nearest
 from eyegraft.files import disk_errors
 from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
+from eyegraft.sensors import Sensor
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import find_checkpoint, load_weights, read_config, settle
 from eyegraft.training.features import frozen_modalities, stored_readers
 from eyegraft.training.loop import StageData, StageTrainer, watched_direction, with_state
+from eyegraft.training.perturbation import effects_of
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
 from eyegraft.tuning import make_plan
-from eyegraft.types import Sample
+from eyegraft.types import PatchSpec, Sample
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
         run.note_data(data)
         if data.quarantined:
             log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
-        read: dict[str, dict[str, list[Encoded]]] = {}
+        read: dict[str, dict[str, Sequence[Encoded]]] = {}
         for stage in recipe.stage_names:
             if not run.is_finished(stage):
                 _train_stage(run, stage, data, read)
@@ -60,6 +64,25 @@ def stop_without_train(data: PreparedData) -> None:
     if "train" not in data.splits:
         given = f"the data have splits {', '.join(data.splits)}"
         raise DataError(given, "a split called train", "set data.tables.train or data.split.fractions.train")
+
+
+def stop_without_split(recipe: Recipe, stage: str, data: PreparedData) -> None:
+    wanted = recipe.stage(stage).split
+    if wanted not in data.splits:
+        given, fix = f"stages.{stage}.split={wanted!r}", nearest(wanted, data.splits) or "name one of the data's splits"
+        raise RecipeError(given, f"one of {', '.join(data.splits)}", fix)
+
+
+def stop_at_other_inputs(start: Path | None, inputs: Mapping[str, Any]) -> None:
+    """Weights that saw the same sensor under other statistics saw other numbers.
+
+    Raises:
+        PartError: the checkpoint that a stage starts from was trained on patches of another sensor, or scaled otherwise.
+    """
+    before = (read_config(start).get("inputs") or {}) if start is not None else {}
+    if "sensor" in before.get("image", {}) and "sensor" in inputs.get("image", {}):
+        mine, theirs = (Sensor.model_validate(facts["image"]["sensor"]) for facts in (inputs, before))
+        mine.require_same(theirs, here="these patches", there=f"the checkpoint {start}")
 
 
 def make_fabric(recipe: Recipe, precision: str) -> Any:
@@ -117,12 +140,17 @@ def fit_objective(objective: Any, encoded: Sequence[Encoded]) -> None:
         objective.fit(torch.tensor([found.target for found in encoded]))  # [N, K]
 
 
-def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> list[Encoded]:
+def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> Sequence[Encoded]:
     """What all samples ask and teach, every one with something to learn and none longer than the model can take.
+
+    A task that can take rows of a patch store at once has `encode_rows`.
 
     Raises:
         DataError: counts and names the samples that cannot be learned from.
     """
+    if isinstance(samples, PatchRows) and hasattr(task, "encode_rows"):
+        taught: Targets = task.encode_rows(samples)
+        return taught
     tokenizer = tokenizer_of(model)
     image_tokens, limit = (num_tokens(model), model.head.context_length) if tokenizer is not None else (0, 0)
     encoded: list[Encoded] = []
@@ -152,14 +180,18 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> list[
     return encoded
 
 
-def prepare_task(task: Task, data: PreparedData) -> None:
+def prepare_task(recipe: Recipe, task: Task, data: PreparedData) -> None:
     """Look over what the task reads of every split, then let it learn what it must know of the training split.
 
     Raises:
         DataError: lists what cannot be used of any split.
     """
     faults: list[DataError] = []
+    settings = {name: recipe.stage(name) for name in recipe.stages}
+    others = {found.split for found in settings.values() if recipe.task_of(found) != task.name} - {"train"}  # such as one without labels
     for split in dict.fromkeys([*data.splits, "val"]):  # all of them: a fault in `test` is not for the end of the training
+        if split in others:
+            continue
         try:
             task.check(data.splits.get(split, []), split)
         except DataError as error:
@@ -169,18 +201,51 @@ def prepare_task(task: Task, data: PreparedData) -> None:
     task.learned = task.learn(data.splits["train"])
 
 
-def encode_splits(task: Task, data: PreparedData, model: Graft) -> dict[str, list[Encoded]]:
-    """What the splits that training reads ask and teach, of a task that was prepared."""
-    splits = {split: samples for split, samples in data.splits.items() if split in ("train", "val")}
+def encode_splits(task: Task, settings: Settings, data: PreparedData, model: Graft) -> dict[str, Sequence[Encoded]]:
+    """What the splits that a stage reads ask and teach, of a task that was prepared."""
+    splits = {split: data.splits[split] for split in (settings.split, "val") if split in data.splits}
     return {split: encode_samples(task, samples, model) for split, samples in splits.items()}
 
 
-def stage_data(recipe: Recipe, model: Graft, data: PreparedData, encoded: Mapping[str, list[Encoded]]) -> StageData:
-    """Examples of the splits that training reads."""
+def stage_data(
+    recipe: Recipe,
+    settings: Settings,
+    model: Graft,
+    data: PreparedData,
+    encoded: Mapping[str, Sequence[Encoded]],
+    inputs: Mapping[str, Any],
+) -> StageData:
+    """Examples of the splits that a stage reads."""
     val_samples = data.splits.get("val", [])
-    train = Examples(data.splits["train"], encoded["train"], readers_of(model, recipe, augmented=True))
-    val = Examples(val_samples, encoded["val"], readers_of(model, recipe)) if val_samples else None
-    return StageData(train, val, val_samples, pad_id_of(model), recipe.data.num_workers)
+    train = Examples(data.splits[settings.split], encoded[settings.split], readers_of(model, recipe, augmented=True))
+    val = Examples(val_samples, encoded["val"], readers_of(model, recipe)) if len(val_samples) else None
+    return StageData(train, val, val_samples, pad_id_of(model), recipe.data.num_workers, inputs)
+
+
+def teach_inputs(recipe: Recipe, model: Graft, data: PreparedData) -> dict[str, Any]:
+    """Let every encoder know what it must of the training split: means and standard deviations of its inputs. Gives them by modality."""
+    satellite = recipe.data.satellite
+    file = base_folder(recipe.data.base_dir) / satellite.statistics if satellite is not None else None
+    found = {modality: learn_inputs(encoder.spec, data.splits["train"], file) for modality, encoder in model.encoders.items()}  # type: ignore[arg-type]
+    learned = {modality: facts for modality, facts in found.items() if facts}
+    restore_inputs(model, learned)
+    return learned
+
+
+def restore_inputs(model: Graft, learned: Mapping[str, Any]) -> None:
+    """Put what `teach_inputs` found back, as a checkpoint holds it."""
+    for modality, facts in learned.items():
+        encoder: Any = model.encoders[modality]
+        encoder.spec = with_learned(encoder.spec, facts)
+
+
+def blind_spots(model: Graft, examples: StageData) -> list[str]:
+    """What an encoder of patches does not see of a few training samples: unused pixels and inert inputs, in words."""
+    if not isinstance(getattr(dict(model.encoders.items()).get("image"), "spec", None), PatchSpec):
+        return []
+    few = range(min(4, len(examples.train)))
+    batch = next(load_batches(examples.train, [few], pad_id=examples.pad_id))
+    return effects_of(model, batch.to(next(model.parameters()).device)).lines()
 
 
 def read_from_cache(recipe: Recipe, settings: Settings, model: Graft, data: StageData, closing: ExitStack) -> None:
@@ -200,12 +265,12 @@ def read_from_cache(recipe: Recipe, settings: Settings, model: Graft, data: Stag
             )
 
 
-def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[str, list[Encoded]]]) -> None:
+def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[str, Sequence[Encoded]]]) -> None:
     """Train one stage to its end.
 
     Args:
-        read: task -> what its splits ask and teach. Filled for all stages that are still to come, so that a fault in the last one's texts,
-            labels or early stopping is found before the first one trains.
+        read: task and split -> what the samples ask and teach. Filled for all stages that are still to come, so that a fault in the last
+            one's texts, labels or early stopping is found before the first one trains.
     """
     recipe, settings, folder = run.recipe, run.recipe.stage(stage), run.folder / stage
     folder.mkdir(exist_ok=True)
@@ -227,16 +292,26 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     for later in recipe.stage_names[recipe.stage_names.index(stage) :]:
         its_task = task if later == stage else build_task(recipe, recipe.stage(later))
         build_objective(its_task, recipe.stage(later))
-        prepare_task(its_task, data)
-        if its_task.name not in read:
-            read[its_task.name] = encode_splits(its_task, data, model)
+        stop_without_split(recipe, later, data)
+        prepare_task(recipe, its_task, data)
+        key = f"{its_task.name} of {recipe.stage(later).split}"
+        if key not in read:
+            read[key] = encode_splits(its_task, recipe.stage(later), data, model)
         watched_direction(recipe.stage(later), later, its_task, data.splits.get("val", []))
+    inputs = teach_inputs(recipe, model, data)
+    stop_at_other_inputs(start, inputs)
+    run.facts["inputs"] = inputs
     run.note_stage(stage, learned=dict(task.learned))
-    examples = stage_data(recipe, model, data, read[task.name])
-    fit_objective(objective, read[task.name]["train"])
+    encoded = read[f"{task.name} of {settings.split}"]
+    examples = stage_data(recipe, settings, model, data, encoded, inputs)
+    fit_objective(objective, encoded[settings.split])
     with open_trackers(recipe, run.folder, stage) as trackers, ExitStack() as closing:
         model.to(fabric.device)
         num_tokens(model)  # parts that do not fit each other say so here, before every sample is encoded
+        unseen = blind_spots(model, examples)
+        for line in unseen:
+            log.warning("%s does not see: %s", stage, line)
+        run.note_stage(stage, unseen=unseen)
         read_from_cache(recipe, settings, model, examples, closing)
         trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, examples, trackers, lineage)
         log.info(
@@ -299,6 +374,7 @@ def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:
     config = read_config(path)
     model = build_model(run.recipe)
     load_weights(path, model)
+    restore_inputs(model, config.get("inputs") or {})
     task = build_task(run.recipe, run.recipe.stage(config["stage"]))
     facts = run.facts["stages"].get(config["stage"], {})
     task.learned, task.decision = facts.get("learned") or {}, facts.get("decision") or {}
