@@ -51,6 +51,23 @@ def test_a_draw_is_scored_as_if_it_were_all_there_is() -> None:
     assert set(alone) - set(statistics) == {"mae_kelvin", "bias_kelvin", "mse_norm"}, "means over samples"
 
 
+def test_sums_of_groups_give_the_intervals_of_their_samples() -> None:
+    """Also where a resample has one truth alone: eleven of twelve stations read the same."""
+    rng = np.random.default_rng(2)
+    groups = [f"s{place % 12}" for place in range(240)]
+    truth = np.where(np.arange(240) % 12 == 0, rng.normal(288, 9, 240), 290.1)
+    a, b = (regression.score(truth + rng.normal(0, 2, 240), truth, unit="K", scale=9).statistics for _ in range(2))
+    for name in a:
+        for one in (a, b):
+            slow = _bootstrap.statistic_interval(one[name].at, 240, 300, 0, groups)
+            assert _bootstrap.statistic_interval(one[name], 240, 300, 0, groups) == pytest.approx(slow, rel=1e-9, nan_ok=True)
+        slow = _bootstrap.paired_statistic_interval(a[name].at, b[name].at, 240, 300, 0, groups)
+        assert _bootstrap.paired_statistic_interval(a[name], b[name], 240, 300, 0, groups) == pytest.approx(slow, rel=1e-9, nan_ok=True)
+    undefined = _bootstrap.statistic_interval(a["r2"], 240, 300, 0, groups)
+    assert math.isfinite(undefined[0])
+    assert math.isnan(undefined[1]), "more than a tenth of the resamples have no variance"
+
+
 def test_stations_are_drawn_whole() -> None:
     """Errors that a station shares make the interval wider than its samples alone would."""
     rng = np.random.default_rng(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,26 @@ from eyegraft.errors import DataError, shown
 
 Statistic = Callable[[NDArray[np.int64]], float]
 """The value over the samples at these indices, in any order and with repeats; NaN where it is not defined on them."""
+
+
+@dataclass(frozen=True)
+class OfSums:
+    """A statistic that sums over samples are enough for (RMSE, R², a correlation): resamples of whole groups then cost no more than a table
+    of the groups.
+
+    Attributes:
+        at: the statistic itself, of the samples at these indices.
+        terms: [N, S] what is summed.
+        of: sums [R, S] and numbers of samples [R] -> values [R], NaN where undefined; the same as `at`, up to rounding.
+    """
+
+    at: Statistic
+    terms: NDArray[np.float64]
+    of: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+
+    def __call__(self, rows: NDArray[np.int64]) -> float:
+        return self.at(rows)
+
 
 LOW_PERCENT, HIGH_PERCENT = 2.5, 97.5
 """The two ends of a 95 % interval."""
@@ -106,10 +127,17 @@ def statistic_interval(
     if size < 1:
         raise DataError(f"{size} samples", "at least one sample", "score a split that has samples")
     codes = _group_codes(groups, size)
-    drawn = _drawn(codes, size, num_resamples, seed)
     value = statistic(np.arange(size))
     if not math.isfinite(value):
         return math.nan, math.nan, math.nan
+    return float(value), *_ends(_resampled(statistic, size, codes, num_resamples, seed), codes)
+
+
+def _resampled(statistic: Statistic, size: int, codes: NDArray[np.int64] | None, num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """[num_resamples] its values on drawn samples or groups."""
+    drawn = _drawn(codes, size, num_resamples, seed)
+    if isinstance(statistic, OfSums) and codes is not None:  # of samples drawn alone there are no sums to have beforehand
+        return _from_sums(statistic, codes, drawn)
     order = np.arange(size) if codes is None else np.argsort(codes, kind="stable")
 
     def values() -> Iterator[float]:
@@ -121,7 +149,13 @@ def statistic_interval(
                     times = np.bincount(row, minlength=codes.max() + 1)  # [G] how often each group was drawn
                     yield statistic(np.repeat(order, times[codes[order]]))
 
-    return float(value), *_ends(np.fromiter(values(), np.float64, num_resamples), codes)
+    return np.fromiter(values(), np.float64, num_resamples)
+
+
+def _from_sums(statistic: OfSums, codes: NDArray[np.int64], drawn: Iterator[NDArray[np.int64]]) -> NDArray[np.float64]:
+    sums = np.stack([np.bincount(codes, column) for column in statistic.terms.T])  # [S, G]
+    counts = np.bincount(codes).astype(np.float64)
+    return np.concatenate([statistic.of(sums[:, rows].sum(axis=2).T, counts[rows].sum(axis=1)) for rows in drawn])
 
 
 def paired_statistic_interval(
@@ -139,7 +173,15 @@ def paired_statistic_interval(
     Raises:
         DataError: as `statistic_interval`.
     """
-    return statistic_interval(lambda rows: a(rows) - b(rows), size, num_resamples, seed, groups)
+    if not (isinstance(a, OfSums) and isinstance(b, OfSums)):
+        return statistic_interval(lambda rows: a(rows) - b(rows), size, num_resamples, seed, groups)
+    split = a.terms.shape[1]
+    both = OfSums(
+        lambda rows: a(rows) - b(rows),
+        np.concatenate([a.terms, b.terms], axis=1),
+        lambda sums, counts: a.of(sums[:, :split], counts) - b.of(sums[:, split:], counts),
+    )
+    return statistic_interval(both, size, num_resamples, seed, groups)
 
 
 def _checked(values: Sequence[float], name: str) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eyegraft.errors import DataError
-from eyegraft.metrics._bootstrap import Statistic
+from eyegraft.metrics._bootstrap import OfSums, Statistic
 from eyegraft.metrics._calibration import refuse_rows
 from eyegraft.types import Scores
 
@@ -40,16 +40,15 @@ def score(values: ArrayLike, targets: ArrayLike, *, unit: str, scale: float, int
     answered, truth = _checked(values, targets)
     if not (math.isfinite(scale) and scale > 0):
         raise DataError(f"scale {scale}", "a positive number", "give the standard deviation of the training targets")
-    in_unit = f"_{unit_name(unit)}" if unit_name(unit) else ""
-    rmse, mae, bias, width = (f"{name}{in_unit}" for name in ("rmse", "mae", "bias", "interval_width"))
+    rmse, mae, bias, width = (in_unit(name, unit) for name in ("rmse", "mae", "bias", "interval_width"))
     errors = answered - truth
     squares = errors**2
     per_sample = {mae: np.abs(errors), bias: errors, "mse_norm": squares / scale**2}
     statistics: dict[str, Statistic] = {
-        rmse: lambda rows: math.sqrt(squares[rows].mean()),
+        rmse: _rmse(squares, 1.0),
         "r2": _r2(squares, truth),
         "pearson": _pearson(answered, truth),
-        "rmse_norm": lambda rows: math.sqrt(squares[rows].mean()) / scale,
+        "rmse_norm": _rmse(squares, scale),
     }
     in_words = f" in {unit}" if unit else ""
     divided = f"divided by {scale:.6g}{' ' if unit else ''}{unit}, the standard deviation of the training targets"
@@ -77,10 +76,21 @@ def score(values: ArrayLike, targets: ArrayLike, *, unit: str, scale: float, int
     return Scores(corpus, lists, signature, directions, statistics, frozenset(undirected))
 
 
+def in_unit(metric: str, unit: str) -> str:
+    """`rmse_kelvin` of rmse and K; the metric alone where there is no unit."""
+    return f"{metric}_{unit_name(unit)}" if unit_name(unit) else metric
+
+
 def unit_name(unit: str) -> str:
     """A unit as part of a name: `kelvin` of K, `m_per_s` of m/s, `hpa` of hPa; empty of none."""
     spoken = _SPOKEN.get(unit.strip()) or unit.strip().replace("/", " per ").lower()
     return re.sub(r"\W+", "_", spoken).strip("_")
+
+
+def _rmse(squares: Floats, scale: float) -> Statistic:
+    return OfSums(
+        lambda rows: math.sqrt(squares[rows].mean()) / scale, squares[:, None], lambda sums, counts: np.sqrt(sums[:, 0] / counts) / scale
+    )
 
 
 def _r2(squares: Floats, truth: Floats) -> Statistic:
@@ -90,7 +100,11 @@ def _r2(squares: Floats, truth: Floats) -> Statistic:
             return math.nan
         return 1 - float(squares[rows].sum()) / float(((drawn - drawn.mean()) ** 2).sum())
 
-    return value
+    def of(sums: Floats, counts: Floats) -> Floats:
+        return 1 - sums[:, 0] / _spread(sums[:, 2], sums[:, 1], counts)
+
+    about = truth - truth.mean()
+    return OfSums(value, np.stack([squares, about, about**2], axis=1), of)
 
 
 def _pearson(answered: Floats, truth: Floats) -> Statistic:
@@ -103,7 +117,19 @@ def _pearson(answered: Floats, truth: Floats) -> Statistic:
         x, y = x - x.mean(), y - y.mean()
         return float(x @ y) / math.sqrt(float(x @ x) * float(y @ y))
 
-    return value
+    def of(sums: Floats, counts: Floats) -> Floats:
+        a, b, aa, bb, ab = sums.T
+        of_x, of_y = _spread(aa, a, counts), _spread(bb, b, counts)
+        return np.where(np.isnan(of_x) & ~np.isnan(of_y), 0.0, (ab - a * b / counts) / np.sqrt(of_x * of_y))
+
+    x, y = answered - answered.mean(), truth - truth.mean()
+    return OfSums(value, np.stack([x, y, x * x, y * y, x * y], axis=1), of)
+
+
+def _spread(squares: Floats, sums: Floats, counts: Floats) -> Floats:
+    """[R] sums of squares about the mean, NaN where nothing but rounding is left of them: all values were equal."""
+    left = squares - sums**2 / counts
+    return np.where(left > 1e-12 * squares, left, np.nan)
 
 
 def _all_equal(values: Floats) -> bool:

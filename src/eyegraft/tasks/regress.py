@@ -186,9 +186,36 @@ class RegressTask:
 
     def details(self, answers: Sequence[Any], samples: Sequence[Sample]) -> dict[str, Any]:
         level, intervals = self.config.level, self.decision.get("intervals")
+        if intervals is not None and answers and None not in [answer["interval"] for answer in answers]:
+            low, high = np.array([answer["interval"] for answer in answers]).T
+            truth = self._numbers(samples)
+            intervals = {**intervals, "coverage": float(((low <= truth) & (truth <= high)).mean())}
         if level is not None and intervals is None:
             intervals = {"level": level, "none_because": f"validation had fewer than {least(level)} samples"}
-        return {"target": self.config.target, "unit": self.config.unit, "training": dict(self.learned), "intervals": intervals}
+        found = {"target": self.config.target, "unit": self.config.unit, "training": dict(self.learned), "intervals": intervals}
+        return {**found, "stations": self._by_station(answers, samples)} if isinstance(samples, PatchRows) else found
+
+    def _by_station(self, answers: Sequence[Any], rows: PatchRows) -> list[dict[str, Any]]:
+        """Station, lat, lon, n and the errors there, the station with the largest RMSE first."""
+        errors = np.array([answer["value"] for answer in answers]) - self._numbers(rows)
+        names, first, places = np.unique(rows.column("station").astype(str), return_index=True, return_inverse=True)
+        count = np.bincount(places)
+
+        def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.bincount(places, values) / count
+
+        columns = {
+            "station": names,
+            "lat": rows.column("lat")[first].astype(np.float64),
+            "lon": rows.column("lon")[first].astype(np.float64),
+            "n": count,
+            regression.in_unit("rmse", self.config.unit): np.sqrt(mean(errors**2)),
+            regression.in_unit("bias", self.config.unit): mean(errors),
+            regression.in_unit("mae", self.config.unit): mean(np.abs(errors)),
+        }
+        order = np.argsort(-columns[regression.in_unit("rmse", self.config.unit)], kind="stable")
+        lists = [values[order].tolist() for values in columns.values()]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def _finite(text: str) -> float | None:
