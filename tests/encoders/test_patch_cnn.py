@@ -29,14 +29,14 @@ def encoder(**options: Any) -> PatchCNN:
 
 
 def test_the_option_is_light() -> None:
-    """All channels of the document's patches, 19 of them, in some thousand numbers."""
+    """All channels of the document's patches, 19 of them, in some ten thousand numbers, most of them for the token of the whole patch."""
     options = yaml.safe_load((CONF / "vision_encoder" / "patch_cnn.yaml").read_text(encoding="utf-8"))
-    module, config = configured("encoders", Part.model_validate({**options, "extra_channels": ["sza", "dem", "lsmask"]}))
+    module, config = configured("encoders", Part.model_validate(options))
     made = module.build(config)
-    assert sum(parameter.numel() for parameter in made.parameters()) == 19 * 144 + 16 + 2 * (16 * 144 + 16)
+    assert sum(parameter.numel() for parameter in made.parameters()) == 32 * 9 * (19 + 2 * 32) + 32 * 32 * 81 + 4 * 32
     tokens = made({"pixels": torch.randn(2, 16, 9, 9), "extra": torch.randn(2, 3, 9, 9)})
-    assert tokens.values.shape == (2, 9, 16)
-    assert tokens.grid == (3, 3)
+    assert tokens.values.shape == (2, 10, 32)
+    assert (tokens.grid, tokens.num_prefix) == ((3, 3), 1)
     assert default_tune(made).mode == "full"
 
 
@@ -48,7 +48,14 @@ def test_every_pixel_counts(side: int) -> None:
     (values * torch.randn_like(values)).sum().backward()
     assert pixels.grad is not None
     assert pixels.grad.any(0).all()
-    assert values.shape[1] == (-(-side // 3)) ** 2
+    assert values.shape[1] == 1 + (-(-side // 3)) ** 2
+
+
+def test_the_first_token_knows_places_apart() -> None:
+    """A mean over places gives the same for a patch and for its mirror image; where the station stands matters."""
+    made, pixels = encoder(), torch.randn(1, 2, 9, 9)
+    one, other = (made({"pixels": given}).values[:, 0] for given in (pixels, pixels.flip(-1)))
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 @torch.no_grad()

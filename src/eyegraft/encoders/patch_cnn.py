@@ -1,7 +1,9 @@
-"""A small convolutional network for patches of many channels, trained from nothing: [B, C, H, W] -> one token for every 3 x 3 pixels.
+"""A small convolutional network for patches of many channels, trained from nothing: [B, C, H, W] -> a token of the whole patch, then one
+for every 3 x 3 pixels.
 
-The light alternative to a pretrained encoder: some thousand numbers, a moment on a CPU. It reads bands and extra channels alike and
-needs no wavelengths; time and place are left to a later part of the recipe.
+The light alternative to a pretrained encoder: some ten thousand numbers, a moment on a CPU. It reads bands and extra channels alike and
+needs no wavelengths; time and place are left to a later part of the recipe. The first token weighs every place by itself (`pooling=cls`):
+where a station stands in the middle of a patch, a mean over places would forget which pixel is the middle one.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ class Config(Strict):
 
     sensor: NamedSensor
     side: Positive = 9
-    width: Positive = 16
+    width: Positive = 32
     extra_channels: tuple[str, ...] = ()
 
 
 class PatchCNN(nn.Module):
-    """{pixels: [B, C, H, W] z-scored, mask: [B, C, H, W] (True where measured), extra: [B, E, H, W]} -> [B, N, D]; `mask` is optional.
+    """{pixels: [B, C, H, W] z-scored, mask: [B, C, H, W] (True where measured), extra: [B, E, H, W]} -> [B, 1 + N, D]; `mask` is optional.
 
     What was not measured counts as its band's mean. With a sensor whose missing pixels are masked, a channel more says which share of the
     bands was measured at each pixel. Levels matter for a regression, so nothing is normalised on the way.
@@ -51,23 +53,22 @@ class PatchCNN(nn.Module):
         channels = self.num_bands + len(spec.extra_channels) + int(self.tells_missing)
         left_over = -spec.size[0] % _STRIDE  # an incomplete last cell is padded: no pixel is left out
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GELU(),
-            nn.ZeroPad2d((0, left_over, 0, left_over)),
-            nn.Conv2d(width, width, _STRIDE, stride=_STRIDE),
+            nn.Conv2d(channels, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU()
         )
+        self.cells = nn.Sequential(nn.ZeroPad2d((0, left_over, 0, left_over)), nn.Conv2d(width, width, _STRIDE, stride=_STRIDE))
+        self.whole = nn.Conv2d(width, width, spec.size)
 
     @property
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
-        return [list(layer.parameters()) for layer in self.layers if isinstance(layer, nn.Conv2d)]
+        first, second = (list(layer.parameters()) for layer in self.layers if isinstance(layer, nn.Conv2d))
+        return [first, second, [*self.cells.parameters(), *self.whole.parameters()]]
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        grid = self.layers(self._maps(inputs))  # [B, D, h, w]
-        values = grid.flatten(2).transpose(1, 2)  # [B, N, D]
+        seen = self.layers(self._maps(inputs))  # [B, D, H, W]
+        grid = self.cells(seen)  # [B, D, h, w]
+        values = torch.cat([self.whole(seen).flatten(2), grid.flatten(2)], dim=2).transpose(1, 2)  # [B, 1 + N, D]
         mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-        return Tokens(values, mask, grid=(grid.shape[2], grid.shape[3]))
+        return Tokens(values, mask, grid=(grid.shape[2], grid.shape[3]), num_prefix=1)
 
     def _maps(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """All channels in one: [B, C + E (+ 1), H, W]."""
