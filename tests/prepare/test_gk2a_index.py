@@ -125,7 +125,7 @@ def test_from_files_to_tables_and_back(tmp_path: Path) -> None:
             lines.append(" ".join(cells))
     (tmp_path / "asos.txt").write_text("\n".join([*lines, lines[0]]))
     (tmp_path / "stations.csv").write_text("station,lat,lon\n" + "".join(f"{name},{lat},{lon}\n" for name, (lat, lon) in PLACES.items()))
-    config = Config(scenes="raw", observations=("asos.txt",), stations="stations.csv", new_station_fraction=0.25)
+    config = Config(step="build_index", scenes="raw", observations=("asos.txt",), stations="stations.csv", new_station_fraction=0.25)
     made = prepare(config, tmp_path)
     assert made["rows"] == {"train": 3, "val": 3, "test": 3, "test_new_station": 1, "test_new_both": 1}
     assert made["left_out"] == {"the same reading again": 1, index.SPOILT: 1}
@@ -137,7 +137,7 @@ def test_from_files_to_tables_and_back(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()}
     prepare(config, tmp_path)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "index").iterdir()}
-    again = prepare(Config(index="index/index.csv", new_station_fraction=0.25), tmp_path / ".")
+    again = prepare(Config(step="build_index", index="index/index.csv", new_station_fraction=0.25), tmp_path / ".")
     assert sum(again["rows"].values()) == 11
 
 
@@ -160,4 +160,4 @@ def test_configuration_says_what_is_missing() -> None:
     with pytest.raises(ValidationError, match=r"prepare\.scenes and prepare\.observations"):
         Config(scenes="raw")
     with pytest.raises(ValidationError, match="no pixel in the middle"):
-        Config(index="index.csv", patch_size=8)
+        Config(step="build_index", index="index.csv", patch_size=8)

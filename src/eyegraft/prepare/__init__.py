@@ -3,6 +3,9 @@
 A prepared data set is a folder with one table a split, the images, and `manifest.json`: what it is, where it came from, under which
 licence, how many rows were left out and why, and the SHA-256 of every file.
 
+A source whose raw material may lie in that folder too gives `outputs`, the files that are its own, and only these are listed. A patch store
+in it is listed by its own manifest, which has the hashes of its shards.
+
 A source that adds single files to what the user has, as `ocr` does, gives `{"files": {path: facts}}` instead: then each of these files has
 its own `NAME.manifest.json`, and nothing else in the folder is read or written.
 """
@@ -38,12 +41,17 @@ def prepare_data(recipe: Recipe) -> Path:
     origin = {"source": recipe.prepare.kind, "options": recipe.prepare.options}
     files: dict[Path, dict[str, Any]] | None = made.get("files")
     if files is None:
-        inside = (path for path in target.rglob("*") if path.is_file() and path.name != "manifest.json" and not path.name.startswith("."))
+        outputs = made.pop("outputs", None)
+        inside = _inside(target) if outputs is None else [target / name for name in outputs]
         _write_manifest(target / "manifest.json", {**origin, **made}, sorted(inside))
         return target
     for file, facts in files.items():
         _write_manifest(manifest_of(file), {**origin, **facts}, [file])
     return next(iter(files)) if len(files) == 1 else target
+
+
+def _inside(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json" and not path.name.startswith(".")]
 
 
 def manifest_of(file: Path) -> Path:

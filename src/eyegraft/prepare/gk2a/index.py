@@ -29,7 +29,7 @@ from eyegraft.errors import DataError, shown
 from eyegraft.files import write_atomically
 from eyegraft.prepare.gk2a.grid import grid_of, nearest
 from eyegraft.prepare.gk2a.read import SceneFiles
-from eyegraft.prepare.gk2a.stations import COLDEST_K, Observations
+from eyegraft.prepare.gk2a.stations import COLDEST_K, CONFLICT, TOO_COLD, TWICE, Observations
 
 COLUMNS: Final = (*("timestamp_utc", "stn", "lat", "lon", "pixel_x", "pixel_y", "ta_k", "path_bt", "path_reflectance", "path_sza", "year"),)
 """Of every index. `timestamp_utc`: nominal time of the scene; `pixel_x`, `pixel_y`: zero-based column and row in the whole grid of 2 km;
@@ -120,7 +120,9 @@ def build_index(
 
 
 def read_index(path: Path) -> Index:
-    """An index that was made before, here or elsewhere: CSV or Parquet with `COLUMNS`. Readings below 223.15 K are left out.
+    """An index that was made before, here or elsewhere: CSV or Parquet with `COLUMNS`.
+
+    Readings below 223.15 K are left out. So are two different ones of a station and time; of equal ones the first is kept.
 
     Raises:
         DataError: columns are missing, or numbers are none.
@@ -144,8 +146,13 @@ def read_index(path: Path) -> Index:
             "mend these rows or take them out",
         )
     table = table.assign(timestamp_utc=times.dt.strftime("%Y-%m-%d %H:%M:%S"))
-    cold = numbers["ta_k"] < COLDEST_K
-    return Index(table[~cold].reset_index(drop=True), {f"below {COLDEST_K} K": int(cold.sum())} if cold.any() else {})
+    left_out = Counter({TOO_COLD: int((numbers["ta_k"] < COLDEST_K).sum())})
+    table = table[numbers["ta_k"] >= COLDEST_K]
+    again = table.duplicated(["stn", "timestamp_utc", "ta_k"])
+    table = table[~again]
+    conflict = table.duplicated(["stn", "timestamp_utc"], keep=False)
+    left_out.update({TWICE: int(again.sum()), CONFLICT: int(conflict.sum())})
+    return Index(table[~conflict].reset_index(drop=True), {reason: count for reason, count in left_out.items() if count})
 
 
 def split_index(index: Index, years: Mapping[str, Sequence[int]], new_station_fraction: float, seed: int = 0) -> Index:

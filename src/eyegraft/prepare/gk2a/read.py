@@ -63,6 +63,7 @@ class BandImage:
     Attributes:
         values: [H, W] reflectance or kelvin, NaN where `good` is False.
         good: [H, W] True where the quality bits and the radiance allow its use.
+        flagged: [H, W] True where the quality bits forbid it.
         start, end: of the scan, UTC.
         calibration: where the coefficients come from.
         simulated: the file says of itself that it is.
@@ -70,6 +71,7 @@ class BandImage:
 
     values: Floats
     good: Bools
+    flagged: Bools
     grid: Grid
     start: datetime
     end: datetime
@@ -85,6 +87,7 @@ class Scene:
         brightness_k: [10, H, W] kelvin, in the order of `bands.BRIGHTNESS`; NaN where not good.
         reflectance: [6, H, W] in the order of `bands.REFLECTANCE`, not normalised by the sun's height; NaN where not good.
         sza_deg: [H, W] as stored beside pre-extracted arrays; None: compute it with `sun.zenith`.
+        flagged: [16, H, W] True where quality bits forbid the use of a band; None where there are none, as in pre-extracted arrays.
         time: nominal, UTC; start, end: of the scan.
         night: no reflected light anywhere: the six reflectances are 0 and say nothing.
         simulated: at least one file says of itself that it is.
@@ -100,6 +103,7 @@ class Scene:
     night: bool
     simulated: bool = False
     sza_deg: Floats | None = None
+    flagged: Bools | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -188,10 +192,13 @@ def read_band(path: Path, window: Window | None = None, *, conditional: bool = F
         raw = np.asarray(pixels[rows.start * times : rows.stop * times, columns.start * times : columns.stop * times], dtype=np.uint16)
     calibration = calibration_of(name.band, attributes, str(path))
     values = to_values(name.band, raw & np.uint16(2**bits - 1), calibration)
-    good = (raw >> 14 <= int(conditional)) & np.isfinite(values)
+    allowed = raw >> 14 <= int(conditional)
+    good = allowed & np.isfinite(values)
     if times > 1:
         values, good = _averaged(values, good, times)
-    return BandImage(np.where(good, values, np.float32(np.nan)), good, grid, start, end, calibration.source, _says_simulated(attributes))
+        allowed = _enough(allowed, times)[1]
+    values = np.where(good, values, np.float32(np.nan))
+    return BandImage(values, good, ~allowed, grid, start, end, calibration.source, _says_simulated(attributes))
 
 
 def read_scene(
@@ -238,20 +245,30 @@ def read_scene(
         max(image.end for image in images.values()),
         night=is_dark(reflectance),
         simulated=any(image.simulated for image in images.values()),
+        flagged=np.stack([images[band.name].flagged for band in (*BRIGHTNESS, *REFLECTANCE)]),
         notes=(f"calibrated by the table v3.0: {', '.join(tables)}",) if tables else (),
     )
 
 
-def read_arrays(brightness: Path, reflectance: Path, sza: Path | None, time: datetime, area: str = "ko") -> Scene:
+def read_arrays(
+    brightness: Path, reflectance: Path, sza: Path | None, time: datetime, area: str = "ko", window: Window | None = None
+) -> Scene:
     """A scene that was extracted before: `.npy` files [10, H, W] in kelvin, [6, H, W] and [H, W] in degrees, on the whole grid of `area`.
+
+    Args:
+        window: rows and columns that are read; None takes all.
 
     Raises:
         DataError: a file is missing or damaged, has another shape, or needs pickle.
     """
-    grid = grid_of(area)
-    arrays = [_array(path, count, grid) for path, count in ((brightness, len(BRIGHTNESS)), (reflectance, len(REFLECTANCE)))]
-    angles = _array(sza, 0, grid) if sza is not None else None
-    return Scene(arrays[0], arrays[1], grid, time, time, time, night=is_dark(arrays[1]), sza_deg=angles)
+    whole = grid_of(area)
+    rows, columns = window or (slice(0, whole.shape[0]), slice(0, whole.shape[1]))
+    bands = [
+        _array(path, count, whole)[:, rows, columns] for path, count in ((brightness, len(BRIGHTNESS)), (reflectance, len(REFLECTANCE)))
+    ]
+    kelvin, reflected = (np.asarray(values, dtype=np.float32) for values in bands)
+    angles = np.asarray(_array(sza, 0, whole)[rows, columns], dtype=np.float32) if sza is not None else None
+    return Scene(kelvin, reflected, whole.window(rows, columns), time, time, time, night=is_dark(reflected), sza_deg=angles)
 
 
 def is_dark(reflectance: Floats) -> bool:
@@ -269,7 +286,8 @@ def _says_simulated(attributes: Mapping[str, Any]) -> bool:
     return str(attributes.get("simulated", "false")).lower() == "true"
 
 
-def _array(path: Path, count: int, grid: Grid) -> Floats:
+def _array(path: Path, count: int, grid: Grid) -> NDArray[Any]:
+    """The file as it lies on the disk, bands first."""
     expected = (count, *grid.shape) if count else grid.shape
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -280,7 +298,7 @@ def _array(path: Path, count: int, grid: Grid) -> Floats:
             f"{path}: shape {stored.shape}", f"{expected}, on the grid {grid.area} of 2 km", "extract the scene again on that grid"
         )
     bands_last = stored.shape != expected
-    found: Floats = np.asarray(np.moveaxis(stored, -1, 0) if bands_last else stored, dtype=np.float32)
+    found: NDArray[Any] = np.moveaxis(stored, -1, 0) if bands_last else stored
     return found
 
 
@@ -340,6 +358,12 @@ def _averaged(values: Floats, good: Bools, times: int) -> tuple[Floats, Bools]:
     """Mean of the good pixels of each block of `times` x `times`; missing where fewer than half are good."""
     height, width = values.shape[0] // times, values.shape[1] // times
     blocks = np.where(good, values, 0).reshape(height, times, width, times).sum((1, 3), dtype=np.float32)
-    counts = good.reshape(height, times, width, times).sum((1, 3))
-    enough = counts * 2 >= times**2
+    counts, enough = _enough(good, times)
     return (blocks / np.maximum(counts, 1)).astype(np.float32), enough
+
+
+def _enough(good: Bools, times: int) -> tuple[NDArray[np.int64], Bools]:
+    """How many pixels of each block are good, and whether that is half of them."""
+    height, width = good.shape[0] // times, good.shape[1] // times
+    counts = good.reshape(height, times, width, times).sum((1, 3))
+    return counts, counts * 2 >= times**2

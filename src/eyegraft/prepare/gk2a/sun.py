@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eyegraft.prepare.gk2a.grid import Grid, grid_of
+from eyegraft.prepare.gk2a.grid import Floats, Grid, grid_of
 
 
-def zenith(grid: Grid, start: datetime, end: datetime | None = None) -> NDArray[np.float32]:
+def zenith(grid: Grid, start: datetime, end: datetime | None = None, *, places: tuple[Floats, Floats] | None = None) -> NDArray[np.float32]:
     """Sun zenith angle of each pixel centre, [rows, columns] in degrees (0 overhead, above 90 the sun is down), NaN in space.
 
     Args:
         grid: whole or a window.
         start, end: of the scan, UTC. Rows of the whole grid are taken as scanned from north to south at an even pace between the two;
             without `end`, all at `start`.
+        places: what `grid.lonlats()` gave, where many scenes share a grid: it costs six times the angle.
     """
-    lon, lat = grid.lonlats()
+    lon, lat = places if places is not None else grid.lonlats()
     row = grid.first[1] + np.arange(grid.shape[0]) + 0.5
     seconds = (end - start).total_seconds() * row / grid_of(grid.area).shape[0] if end is not None else np.zeros_like(row)
     times = _utc(start) + np.round(seconds * 1e3).astype("timedelta64[ms]")
