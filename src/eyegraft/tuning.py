@@ -64,8 +64,8 @@ def default_tune(part: nn.Module) -> Tune:
 def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None = None, saved: Iterable[str] = ()) -> TrainablePlan:
     """Apply a stage's `tune` to a model: adapters are added, `requires_grad` is set, parameter groups are made.
 
-    A layer that is new inside a pretrained part (its `new_parameters`) trains wherever the part does, under `last_n` and `lora` too: no file
-    of weights holds it. A frozen part is frozen whole: the layer stays as it was drawn, which the log says. Checkpoints hold it always.
+    A layer that is new inside a pretrained part (its `new_parameters`) trains wherever the part does, under `last_n` and `lora` too: no
+    file of weights holds it, and every checkpoint does. A frozen part is frozen whole: the layer stays as it was drawn, as the log says.
 
     Args:
         objective: meets the model here (`attach`), when its parts are as they will train. It may bring parameters of its own; those that
@@ -81,8 +81,9 @@ def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None =
         _add(plan, model, name, part, _tune_of(name, part, settings, objective, reached), settings)
     if objective is not None:
         _stop_where_nothing_read_trains(plan, objective, reached)
-        if hasattr(objective, "attach"):
-            objective.attach(model)
+        attach: Any = getattr(objective, "attach", None)
+        if attach is not None:
+            attach(model)
         _add_objective(plan, objective, settings)
     plan.saved |= {canonical(name) for name in _buffers_beside(model, plan.saved)}
     if not plan.groups:
@@ -116,7 +117,7 @@ def _tune_of(name: str, part: nn.Module, settings: Settings, objective: Any, rea
         return told or default_tune(part)
     if told is not None and told.mode != "frozen":
         raise RecipeError(
-            f"tune.{name}={told.mode} in a stage with objective {_kind(objective)}, which reads {shown(sorted(reached))} and nothing behind",
+            f"tune.{name}={told.mode} under objective {_kind(objective)}, which reads {shown(sorted(reached))} and nothing behind it",
             f"frozen: no gradient reaches {name}",
             f"set stages.NAME.tune.{name}=frozen there, or move tune.{name} to the stages that read it",
         )
@@ -171,7 +172,9 @@ def _chosen(name: str, part: nn.Module, tune: Tune) -> list[nn.Parameter]:
     if tune.mode == "frozen":
         if new:
             number = sum(parameter.numel() for parameter in new)
-            log.info("%s is frozen: %s new numbers inside it stay as they were drawn; they train under lora, last_n or full", name, f"{number:,}")
+            log.info(
+                "%s is frozen: %s new numbers inside it stay as they were drawn; they train under lora, last_n or full", name, f"{number:,}"
+            )
         return []
     if tune.mode == "lora":
         return [*add_adapter(name, part, tune.lora), *new]

@@ -20,6 +20,7 @@ from eyegraft.training import checkpoints
 from eyegraft.training.checkpoints import (
     damage,
     find_checkpoint,
+    load_objective,
     load_weights,
     read_config,
     save_checkpoint,
@@ -121,8 +122,13 @@ def test_an_objective_with_parameters_comes_along(make_graft: Make, tmp_path: Pa
     objective, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
     place = saved(tmp_path / "latest", trained(make_graft), extra_modules={"objective": objective})
     _, fresh = make_graft()
-    load_weights(place, fresh, {"objective": other})
+    assert not [name for name in load_weights(place, fresh) if name.startswith("objective.")]
+    load_objective(place, other)
     assert torch.equal(other.weight, objective.weight)
+    with pytest.raises(RunError, match="does not fit this objective: bias, weight"):
+        load_objective(place, torch.nn.Linear(4, 2))
+    with pytest.raises(RunError, match="does not fit this objective"):
+        load_objective(place, torch.nn.Identity())
 
 
 def test_peft_itself_reads_the_adapter(make_graft: Make, folders: Any, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ class Encoder(Protocol):
         token_dim: D of the tokens that it gives.
         spec: how its pixels or words must be prepared; a property of the weights.
         backbone: the pretrained module, for adapters and checkpoints; None where nothing is pretrained, which then trains by default.
+
+    One with a `backbone` may name `new_parameters`, those that no file of pretrained weights holds: they train by `last_n` and `lora` too.
     """
 
     token_dim: int

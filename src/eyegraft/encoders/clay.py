@@ -44,8 +44,8 @@ class Config(Strict):
     checkpoint: a Lightning `.ckpt` of Clay v1.5, or a `.safetensors` file of the same keys; None gives random weights, to be trained from
         nothing with `train.tune.vision_encoder=full`.
     extra_channels: maps beside the bands that have no wavelength (`sza`, `dem`, `lsmask`). They pass a convolution of their own, with the
-        kernel size and stride of the patch embedding, and are added to the patches. It is new and starts random: where this part is frozen
-        it mixes them in by a fixed projection; it learns under `train.tune.vision_encoder=full`.
+        kernel size and stride of the patch embedding, and are added to the patches. It is new and starts random: it learns under
+        `train.tune.vision_encoder` lora, last_n and full; where this part is frozen it mixes the maps in by a fixed projection.
     """
 
     size: Literal["tiny", "small", "base", "large"] = "large"
@@ -131,7 +131,12 @@ class ClayEncoder(nn.Module):
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
         bare = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone  # inside PEFT's wrapping
         stem, *layers = bare.blocks()
-        return [stem + ([] if self.extra_stem is None else list(self.extra_stem.parameters())), *layers]
+        return [[*stem, *self.new_parameters], *layers]
+
+    @property
+    def new_parameters(self) -> Sequence[nn.Parameter]:
+        """What no file of Clay's weights holds."""
+        return [] if self.extra_stem is None else list(self.extra_stem.parameters())
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tokens:
         pixels = inputs["pixels"]
@@ -200,7 +205,7 @@ def build(config: Config) -> ClayEncoder:
                 round(100 * unused / config.side**2),
                 ", and gsd has no effect" if config.side < 2 * PATCH else "",
             )
-    return ClayEncoder(trunk, PatchSpec(config.sensor, (config.side, config.side), config.extra_channels), grid)
+    return ClayEncoder(trunk, PatchSpec(config.sensor, (config.side, config.side), config.extra_channels, time_and_place=True), grid)
 
 
 # ── released weights ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

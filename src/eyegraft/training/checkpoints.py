@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ from eyegraft.tuning import canonical, is_adapted
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+OBJECTIVE = "objective."
+"""How names of an objective's own tensors begin."""
 
 
 def save_checkpoint(
@@ -133,8 +136,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_weights(folder: Path, model: Graft, extra_modules: Mapping[str, nn.Module] | None = None) -> set[str]:
-    """Put a checkpoint's tensors and adapters into a freshly assembled model; gives the canonical names of the tensors.
+def load_weights(folder: Path, model: Graft) -> set[str]:
+    """Put a checkpoint's tensors and adapters into a freshly assembled model; gives the canonical names of the tensors. Those of an
+    objective are left (see `load_objective`).
 
     Raises:
         RunError: the checkpoint is damaged or does not fit the model.
@@ -145,9 +149,8 @@ def load_weights(folder: Path, model: Graft, extra_modules: Mapping[str, nn.Modu
     config = read_config(folder)
     for part in config["adapters"]:
         _load_adapter(folder / "adapter" / part, model.parts()[part])
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {name: tensor for name, tensor in tensors.items() if extra_modules or not name.startswith("objective.")}
-    targets = _state(model, extra_modules or {})
+    tensors = {name: tensor for name, tensor in load_file(folder / "model.safetensors").items() if not name.startswith(OBJECTIVE)}
+    targets = _state(model, {})
     unknown = sorted(set(tensors) - set(targets))
     wrong = [name for name in tensors if name in targets and tensors[name].shape != targets[name].shape]
     if unknown or wrong:
@@ -160,6 +163,26 @@ def load_weights(folder: Path, model: Graft, extra_modules: Mapping[str, nn.Modu
         for name, tensor in tensors.items():
             targets[name].copy_(tensor)
     return set(tensors)
+
+
+def load_objective(folder: Path, objective: Any) -> None:
+    """Put back what an objective had of its own at a checkpoint of its stage, into one that met the same model.
+
+    Raises:
+        RunError: the checkpoint is of another objective.
+    """
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        tensors = {name.removeprefix(OBJECTIVE): file.get_tensor(name) for name in file.keys() if name.startswith(OBJECTIVE)}  # noqa: SIM118
+    state: Mapping[str, Tensor] = objective.state_dict() if isinstance(objective, nn.Module) else {}
+    wrong = [name for name in {*state, *tensors} if name not in state or name not in tensors or state[name].shape != tensors[name].shape]
+    if wrong:
+        raise RunError(
+            f"{folder} does not fit this objective: {shown(sorted(wrong), 3)}",
+            "a checkpoint of the same stage, with the same objective",
+            "load it with the recipe.yaml beside it",
+        )
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)
 
 
 def _state(model: nn.Module, extra_modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

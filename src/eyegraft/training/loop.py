@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -66,7 +66,7 @@ class LossStep(nn.Module):
 
     def __init__(self, model: Graft, objective: nn.Module) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model, self.objective = model, cast(Any, objective)
         self.reads: tuple[str, ...] = getattr(objective, "reads", ())
 
     def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:

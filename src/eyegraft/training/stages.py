@@ -26,9 +26,9 @@ from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
 from eyegraft.sensors import Sensor
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import find_checkpoint, load_weights, read_config, settle
+from eyegraft.training.checkpoints import find_checkpoint, load_objective, load_weights, read_config, settle
 from eyegraft.training.features import frozen_modalities, stored_readers
-from eyegraft.training.loop import StageData, StageTrainer, watched_direction, with_state
+from eyegraft.training.loop import StageData, StageTrainer, watched_direction
 from eyegraft.training.perturbation import effects_of
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
@@ -282,10 +282,11 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     task = build_task(recipe, settings)
     objective = build_objective(task, settings)
     start, lineage = (latest, read_config(latest)["lineage"][:-1]) if latest is not None else _start_of(run, stage)
-    own = with_state(objective) if latest is not None else {}  # what an objective learned belongs to its stage
-    saved = load_weights(start, model, own) if start is not None else set()
+    saved = load_weights(start, model) if start is not None else set()
     torch.manual_seed(derived_seed("plan", recipe.seed, stage))
     plan = make_plan(model, settings, objective=objective, saved=saved)
+    if latest is not None:
+        load_objective(latest, objective)  # what an objective learned belongs to its stage
     log.info("stage %s%s\n%s", stage, f" from {start}" if start is not None and latest is None else "", plan.table())
     run.facts["device"] = str(fabric.device)
     run.note_stage(stage, status="running", trainable=plan_rows(plan.rows))
