@@ -101,12 +101,14 @@ class PatchSpec:
         size: (height, width) in pixels.
         extra_channels: further maps of that size that are no bands (sun zenith angle, elevation, land-sea mask), in order.
         extra_statistics: mean and standard deviation of those that are z-scored; the others are taken as they are.
+        time_and_place: whether the encoder itself reads when and where a patch was seen.
     """
 
     sensor: Any
     size: tuple[int, int]
     extra_channels: tuple[str, ...] = ()
     extra_statistics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    time_and_place: bool = False
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ def encoder(**options: Any) -> PatchCNN:
 
 
 def test_the_option_is_light() -> None:
-    """All channels of the document's patches, 19 of them, in some ten thousand numbers, most of them for the token of the whole patch."""
+    """All channels of the document's patches, 19 of them, in some thousand numbers."""
     options = yaml.safe_load((CONF / "vision_encoder" / "patch_cnn.yaml").read_text(encoding="utf-8"))
     module, config = configured("encoders", Part.model_validate(options))
     made = module.build(config)
-    assert sum(parameter.numel() for parameter in made.parameters()) == 32 * 9 * (19 + 2 * 32) + 32 * 32 * 81 + 4 * 32
+    assert sum(parameter.numel() for parameter in made.parameters()) == 32 * 9 * (19 + 2 * 32) + 9 * 32 * 32 + 4 * 32
     tokens = made({"pixels": torch.randn(2, 16, 9, 9), "extra": torch.randn(2, 3, 9, 9)})
     assert tokens.values.shape == (2, 10, 32)
     assert (tokens.grid, tokens.num_prefix) == ((3, 3), 1)

@@ -79,7 +79,8 @@ class PatchReader:
         return self._named(pixels, mask, extra.nan_to_num_(0.0), torch.from_numpy(time4(time)), torch.from_numpy(latlon4(lat, lon)))
 
     def _named(self, pixels: Tensor, mask: Tensor, extra: Tensor, time: Tensor, latlon: Tensor) -> dict[str, Tensor]:
-        return {"pixels": pixels, "mask": mask, "time": time, "latlon": latlon, **({"extra": extra} if extra.shape[1] else {})}
+        found = {"pixels": pixels, "mask": mask, **({"extra": extra} if extra.shape[1] else {})}
+        return {**found, "time": time, "latlon": latlon} if self.spec.time_and_place else found
 
 
 def learn_patches(spec: PatchSpec, train: Sequence[Sample], statistics_file: Path | None) -> dict[str, Any]:

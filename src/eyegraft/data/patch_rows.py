@@ -17,6 +17,7 @@ from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from eyegraft.config import PATCH_SLICES, Data
 from eyegraft.data._patch_order import Rows
@@ -287,6 +288,12 @@ def _opened(path: Path, changed: int) -> PatchStore:
             f"fields {', '.join(NEEDED)} and facts {', '.join(FACTS)}",
             "prepare the patches with `eyegraft prepare`, or convert old chunks with step=convert_chunks",
         )
+    try:
+        Sensor.model_validate(store.schema.facts["sensor"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        given = f"{path}: the sensor in its facts: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise DataError(given, "a sensor with its bands and units", "prepare the patches again") from error
     return store
 
 

@@ -1,7 +1,7 @@
 """A small convolutional network for patches of many channels, trained from nothing: [B, C, H, W] -> a token of the whole patch, then one
 for every 3 x 3 pixels.
 
-The light alternative to a pretrained encoder: some ten thousand numbers, a moment on a CPU. It reads bands and extra channels alike and
+The light alternative to a pretrained encoder: some thousand numbers, a moment on a CPU. It reads bands and extra channels alike and
 needs no wavelengths; time and place are left to a later part of the recipe. The first token weighs every place by itself (`pooling=cls`):
 where a station stands in the middle of a patch, a mean over places would forget which pixel is the middle one.
 """
@@ -56,7 +56,8 @@ class PatchCNN(nn.Module):
             nn.Conv2d(channels, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU()
         )
         self.cells = nn.Sequential(nn.ZeroPad2d((0, left_over, 0, left_over)), nn.Conv2d(width, width, _STRIDE, stride=_STRIDE))
-        self.whole = nn.Conv2d(width, width, spec.size)
+        cells = (-(-spec.size[0] // _STRIDE), -(-spec.size[1] // _STRIDE))
+        self.whole = nn.Sequential(nn.GELU(), nn.Conv2d(width, width, cells))
 
     @property
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
@@ -64,9 +65,8 @@ class PatchCNN(nn.Module):
         return [first, second, [*self.cells.parameters(), *self.whole.parameters()]]
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        seen = self.layers(self._maps(inputs))  # [B, D, H, W]
-        grid = self.cells(seen)  # [B, D, h, w]
-        values = torch.cat([self.whole(seen).flatten(2), grid.flatten(2)], dim=2).transpose(1, 2)  # [B, 1 + N, D]
+        grid = self.cells(self.layers(self._maps(inputs)))  # [B, D, h, w]
+        values = torch.cat([self.whole(grid).flatten(2), grid.flatten(2)], dim=2).transpose(1, 2)  # [B, 1 + N, D]
         mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         return Tokens(values, mask, grid=(grid.shape[2], grid.shape[3]), num_prefix=1)
 
