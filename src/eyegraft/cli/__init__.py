@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from eyegraft import __version__
 from eyegraft.errors import FULL, EyegraftError, RunError
 
-VERBS = ("recipes", "show", "prepare", "train", "sweep", "evaluate", "compare", "report", "predict", "doctor")
+VERBS = ("recipes", "show", "prepare", "check", "train", "sweep", "evaluate", "compare", "report", "predict", "map", "doctor")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -105,13 +105,12 @@ def draw_field(
 
 
 def _span(values: NDArray[np.float32], marks: Marks | None) -> tuple[float, float]:
-    """Ends of the colour bar: all but the outermost hundredths, rounded outwards."""
-    known = values[np.isfinite(values)].astype(np.float64)
-    if marks is not None:
-        known = np.concatenate([known, marks.values[np.isfinite(marks.values)]])
-    if not known.size:
+    """Ends of the colour bar, rounded outwards: all but the outermost hundredth of the field, and every reading."""
+    parts = [np.percentile(known, (0.5, 99.5))] if (known := values[np.isfinite(values)]).size else []
+    parts += [read] if marks is not None and (read := marks.values[np.isfinite(marks.values)]).size else []
+    if not parts:
         return 0.0, 1.0
-    low, high = (float(end) for end in np.percentile(known, (0.5, 99.5)))
+    low, high = float(min(part.min() for part in parts)), float(max(part.max() for part in parts))
     step = _nice((high - low) / 10) if high > low else 1.0
     low, high = float(np.floor(low / step) * step), float(np.ceil(high / step) * step)
     return (low, high) if high > low else (low - step, high + step)
@@ -121,6 +120,10 @@ def _nice(size: float) -> float:
     """The next of 1, 2, 5 times a power of ten."""
     power = 10.0 ** np.floor(np.log10(size))
     return float(next(times * power for times in (1, 2, 5, 10) if times * power >= size * 0.999))
+
+
+def _decimals(step: float) -> int:
+    return max(0, -int(np.floor(np.log10(step) + 1e-9)))
 
 
 def _coloured(values: NDArray[Any], low: float, high: float) -> Pixels:
@@ -170,10 +173,16 @@ def _draw_degrees(draw: ImageDraw.ImageDraw, lon: Floats, lat: Floats, step: flo
     column, row = lat[:, 0], lon[-1]
     for at in np.flatnonzero(_changes(np.floor(column[:, None] / step))[:, 0]):
         degree = np.floor(max(column[at], column[at + 1]) / step) * step
-        draw.text((_LEFT - 6, _TOP + at), f"{abs(degree):g}°{'N' if degree >= 0 else 'S'}", _MUTED, font, anchor="rm")
+        draw.text((_LEFT - 6, _TOP + at), f"{abs(degree):.{_decimals(step)}f}°{'N' if degree >= 0 else 'S'}", _MUTED, font, anchor="rm")
     for at in np.flatnonzero(_changes(np.floor(row[None, :] / step))[0]):
         degree = np.floor(max(row[at], row[at + 1]) / step) * step
-        draw.text((_LEFT + at, _TOP + lon.shape[0] + 5), f"{abs(degree):g}°{'E' if degree >= 0 else 'W'}", _MUTED, font, anchor="ma")
+        draw.text(
+            (_LEFT + at, _TOP + lon.shape[0] + 5),
+            f"{abs(degree):.{_decimals(step)}f}°{'E' if degree >= 0 else 'W'}",
+            _MUTED,
+            font,
+            anchor="ma",
+        )
 
 
 def _draw_marks(draw: ImageDraw.ImageDraw, marks: Marks, lon: Floats, lat: Floats, low: float, high: float) -> None:
@@ -220,7 +229,7 @@ def _draw_bar(
     for tick in np.arange(np.ceil(low / step - 1e-9) * step, high + step * 1e-6, step):
         y = top + height * (high - tick) / (high - low)
         draw.line((left + width, y, left + width + 4, y), fill=_MUTED)
-        draw.text((left + width + 8, y), f"{tick:.10g}", _INK, _font(14), anchor="lm")
+        draw.text((left + width + 8, y), f"{tick:.{_decimals(step)}f}", _INK, _font(14), anchor="lm")
     draw.text((middle, top - 20), unit, _INK, _font(15), anchor="ms")
 
 
