@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from eyegraft.data.images import MISSING, TOO_LARGE, check_image, open_image
 from eyegraft.errors import DataError
 from eyegraft.report.reading import finite, mapping
-from eyegraft.report.words import answer_text, higher_is_better, is_directed, number, plain, system_label
+from eyegraft.report.words import SYSTEM_NOTES, answer_text, higher_is_better, is_directed, number, plain, system_label
 
 MAX_CARDS = 240
 """Samples that a split shows; the rest stays in its samples file."""
@@ -51,6 +51,9 @@ class Card:
 @dataclass
 class Gallery:
     """The cards of a split and what was left out of them."""
+
+    template: ClassVar[str] = "texts.html.j2"
+    notes: ClassVar[Mapping[str, str]] = SYSTEM_NOTES
 
     metric: str = ""
     cards: list[Card] = field(default_factory=list)

@@ -6,48 +6,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from markupsafe import Markup
 
-from eyegraft.evaluation.run import MIN_SAMPLES
 from eyegraft.report import charts, words
 from eyegraft.report.gallery import MAX_CARDS, PICTURE_BUDGET, thumbnail
 from eyegraft.report.labels import Answered, Group, Kind, grouped, names_of, truth_of
-from eyegraft.report.reading import Figure, figure, finite, mapping
+from eyegraft.report.reading import figure, finite, mapping
+from eyegraft.report.worths import Worth, worths_of
 
 NUM_METRICS = 3
 """Metrics of the chart, the slices and the worth of an input: the first that the task names."""
 MAX_CLASSES = 40
 OPEN_LABEL_CARDS = 24
 """Cards of an outcome that stand open."""
-ABLATIONS: Mapping[str, tuple[str, str, str]] = {
-    "absent_text": ("The texts help.", "No clear sign that the texts help.", "It does better without the texts."),
-    "absent_image": ("The images help.", "No clear sign that the images help.", "It does better without the images."),
-    "shuffled_text": (
-        "It reads the texts: those of other samples mislead it.",
-        "No clear sign that it matters whose text it reads.",
-        "It does better with the texts of other samples.",
-    ),
-    "shuffled_image": (
-        "It looks at the images: those of other samples mislead it.",
-        "No clear sign that it matters whose image it sees.",
-        "It does better with the images of other samples.",
-    ),
-    "blank_image": ("It uses the picture.", "No clear sign that it uses the picture.", "It does better with a blank picture."),
-}
-"""Damaged input -> what to say where the model is better with the true one, where that is unclear, and where it is worse."""
-
-
-@dataclass(frozen=True)
-class Worth:
-    """The model with one input damaged: its score, and how much the true input adds to each of the first metrics."""
-
-    system: str
-    alone: Figure
-    gains: list[Figure]
-    tone: str
-    reading: str
 
 
 @dataclass(frozen=True)
@@ -78,14 +51,6 @@ class Calibration:
             return f"{said} The probabilities are those of training: no temperature was chosen."
         chosen = f"The temperature {words.number(self.temperature)} was chosen on validation"
         return f"{said} {chosen}; it changes no order, so AUROC stays as it is."
-
-
-@dataclass(frozen=True)
-class Slice:
-    value: str
-    num_samples: float
-    few: bool
-    figures: list[Figure]
 
 
 @dataclass(frozen=True)
@@ -129,6 +94,9 @@ class Shelf:
 class LabelView:
     """Everything that stands on the page of a label task only. What does not apply is empty or None."""
 
+    template: ClassVar[str] = "labels.html.j2"
+    notes: ClassVar[Mapping[str, str]] = words.LABEL_NOTES
+
     kind: Kind
     worths: list[Worth]
     cuts: list[Cut]
@@ -154,7 +122,7 @@ def label_view(rows: Sequence[Mapping[str, Any]], info: Mapping[str, Any], metri
     classes = [] if kind == "binary" else _classes(rows, kind)
     return LabelView(
         kind=kind,
-        worths=_worths(info, metrics),
+        worths=worths_of(info, metrics),
         cuts=cuts_of(details, info),
         cuts_note=threshold_note(details, str(info.get("split") or "this split")),
         confusion=mapping(details.get("confusion")),
@@ -165,41 +133,6 @@ def label_view(rows: Sequence[Mapping[str, Any]], info: Mapping[str, Any], metri
         shelves=_shelves(groups, folder),
         reads_text=any(answered.text.strip() for group in groups for answered in group.answered),
     )
-
-
-def slices_of(info: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, list[Slice]]:
-    """Column -> a row for each of its values."""
-    return {
-        column: [_slice(value, mapping(entry), metrics) for value, entry in mapping(values).items()]
-        for column, values in mapping(info.get("slices")).items()
-    }
-
-
-def _slice(value: str, entry: Mapping[str, Any], metrics: Sequence[str]) -> Slice:
-    samples, found = finite(entry.get("num_samples")) or 0, mapping(entry.get("metrics"))
-    return Slice(value, samples, samples < MIN_SAMPLES, [figure(found.get(name)) for name in metrics])
-
-
-def _worths(info: Mapping[str, Any], metrics: Sequence[str]) -> list[Worth]:
-    systems, differences = mapping(info.get("systems")), mapping(info.get("differences"))
-    few = (finite(info.get("num_samples")) or 0) < MIN_SAMPLES
-    found = []
-    for system, (good, unclear, bad) in ABLATIONS.items():
-        if system not in systems or not metrics:
-            continue
-        gains = [figure(mapping(differences.get(system)).get(name)) for name in metrics]
-        low, high = gains[0].low, gains[0].high
-        if low is not None and high is not None and not words.higher_is_better(metrics[0], info):
-            low, high = -high, -low
-        tone, reading = "unclear", unclear
-        if few:
-            reading = "Too few samples to tell."
-        elif low is not None and low > 0:
-            tone, reading = "good", good
-        elif high is not None and high < 0:
-            tone, reading = "bad", bad
-        found.append(Worth(system, figure(mapping(systems[system]).get(metrics[0])), gains, tone, reading))
-    return found
 
 
 CUT_METRICS, CUT_COUNTS = ("accuracy", "precision", "recall", "f1"), ("fp", "fn", "tp", "tn")

@@ -14,9 +14,12 @@ from eyegraft.evaluation.run import MIN_SAMPLES
 from eyegraft.files import write_atomically
 from eyegraft.report import charts, words
 from eyegraft.report.gallery import MAX_CARDS, THUMBNAIL_PX, Gallery, build_gallery
-from eyegraft.report.label_view import CUT_COUNTS, CUT_METRICS, NUM_METRICS, OPEN_LABEL_CARDS, LabelView, Slice, label_view, slices_of
+from eyegraft.report.label_view import CUT_COUNTS, CUT_METRICS, NUM_METRICS, OPEN_LABEL_CARDS, LabelView, label_view
 from eyegraft.report.labels import kind_of
+from eyegraft.report.number_view import NumberView, number_view
+from eyegraft.report.numbers import is_of_numbers
 from eyegraft.report.reading import Figure, Run, Stage, figure, finite, mapping
+from eyegraft.report.slices import Slice, slices_of
 
 MODEL = "model"
 _INPUTS = {
@@ -26,7 +29,15 @@ _INPUTS = {
         "No clear sign that it uses the picture",
     ),
     "absent_text": ("It uses the text: better than without", "Worse than without the text", "No clear sign that it uses the text"),
+    "absent_context": (
+        "It uses time and place: better than without",
+        "Worse than without time and place",
+        "No clear sign that it uses time and place",
+    ),
 }
+
+Part = Gallery | LabelView | NumberView
+"""What a split has beyond scores and slices, by the kind of its answers: texts, labels, numbers."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +69,8 @@ class SplitView:
     best: dict[str, str]
     wide: Markup | None
     narrow: Markup | None
-    gallery: Gallery
+    part: Part
     slices: dict[str, list[Slice]]
-    labels: LabelView | None
-    notes: Mapping[str, str]
     first_metrics: list[str]
 
     @property
@@ -101,6 +110,8 @@ def _environment() -> Environment:
         words.plain,
         words.system_label,
         words.number,
+        words.fixed,
+        words.bare,
         words.score,
         words.probability,
         words.count,
@@ -125,6 +136,7 @@ def _context(run: Run) -> dict[str, Any]:
         "remarks": run.remarks,
         "recipe": run.recipe,
         "stages": [_stage_view(stage) for stage in run.stages],
+        "simulated": any(info.get("simulated") is True for info in run.evaluations.values()),
         "splits": [_split_view(run, name) for name in _split_order(run)],
         "colours": charts.COLOURS,
         "font": Markup(charts.FONT),  # a constant of ours, with quotes that belong into the style sheet
@@ -133,6 +145,7 @@ def _context(run: Run) -> dict[str, Any]:
         "max_cards": MAX_CARDS,
         "thumbnail_px": THUMBNAIL_PX,
         "open_cards": OPEN_LABEL_CARDS,
+        "min_samples": MIN_SAMPLES,
     }
 
 
@@ -163,12 +176,10 @@ def _split_view(run: Run, name: str) -> SplitView:
     metrics = list(dict.fromkeys(metric for system in systems for metric in table[system]))
     directions = {metric: words.higher_is_better(metric, info) if words.is_directed(metric, info) else None for metric in metrics}
     metric = _main_metric(table.get(MODEL, {}), metrics)
-    samples = run.samples.get(name, [])
-    kind = kind_of(samples)
-    numbers = any("value" in mapping(mapping(row.get("answers")).get(MODEL)) for row in samples[:1])
-    # labels and numbers have a dozen metrics: the table holds them all, a chart of them all would bury the rest
     first = [name for name in metrics if table.get(MODEL, {}).get(name, Figure()).value is not None][:NUM_METRICS]
-    rows = _chart_rows(table, systems, first if kind is not None or numbers else metrics)
+    part = _part(run, name, metrics, first, _rival(table, metric, directions.get(metric) is not False))
+    # labels and numbers have a dozen metrics: the table holds them all, a chart of them all would bury the rest
+    rows = _chart_rows(table, systems, metrics if isinstance(part, Gallery) else first)
     labels = [words.system_label(system) for system in systems]
     return SplitView(
         name=name,
@@ -188,12 +199,20 @@ def _split_view(run: Run, name: str) -> SplitView:
         },
         wide=charts.interval_chart(rows, labels, columns=3, panel_width=245),
         narrow=charts.interval_chart(rows, labels, columns=1, panel_width=186),
-        gallery=build_gallery(samples, info, metrics, run.folder) if kind is None else Gallery(num_samples=len(samples)),
+        part=part,
         slices=slices_of(info, first),
-        labels=None if kind is None else label_view(samples, info, first, kind, run.folder),
-        notes=words.NUMBER_NOTES if numbers else words.SYSTEM_NOTES if kind is None else words.LABEL_NOTES,
         first_metrics=first,
     )
+
+
+def _part(run: Run, name: str, metrics: Sequence[str], first: Sequence[str], rival: str | None) -> Part:
+    info, samples = run.evaluations[name], run.samples.get(name, [])
+    kind = kind_of(samples)
+    if kind is not None:
+        return label_view(samples, info, first, kind, run.folder)
+    if is_of_numbers(samples):
+        return number_view(run, name, first, rival)
+    return build_gallery(samples, info, metrics, run.folder)
 
 
 def _main_metric(model: Mapping[str, Figure], metrics: Sequence[str]) -> str:
@@ -218,6 +237,10 @@ def _chart_rows(table: Mapping[str, Mapping[str, Figure]], systems: Sequence[str
     ]
 
 
+def _rival(table: Mapping[str, Mapping[str, Figure]], metric: str, higher: bool) -> str | None:
+    return _best_system(table, [system for system in table if system != MODEL], metric, higher)
+
+
 def _best_system(table: Mapping[str, Mapping[str, Figure]], systems: Sequence[str], metric: str, higher: bool) -> str | None:
     known = {system: value for system in systems if (value := table[system].get(metric, Figure()).value) is not None}
     if not known:
@@ -230,7 +253,7 @@ def _verdicts(info: Mapping[str, Any], table: Mapping[str, Mapping[str, Figure]]
     value = table.get(MODEL, {}).get(metric, Figure()).value
     if value is None:
         return []
-    rival = _best_system(table, [system for system in table if system != MODEL], metric, higher)
+    rival = _rival(table, metric, higher)
     if rival is None:
         return [Verdict("unclear", "There is no baseline to compare with.")]
     samples = finite(info.get("num_samples"))

@@ -15,8 +15,12 @@ SYSTEM_LABELS = {
     "absent_text": "Image only",
     "absent_image": "Text only",
     "shuffled_text": "Shuffled texts",
+    "absent_context": "Without context",
+    "shuffled_context": "Shuffled context",
     "most_frequent": "Without looking",
     "nearest_neighbour": "Nearest neighbour",
+    "elevation_linear": "Elevation, linear",
+    "boosting": "Gradient boosting",
 }
 
 SYSTEM_NOTES = {
@@ -26,6 +30,8 @@ SYSTEM_NOTES = {
     "absent_text": "the same model, texts absent; an empty text counts as absent",
     "absent_image": "the same model, images absent",
     "shuffled_text": "the same model, shown the text of another sample",
+    "absent_context": "the same model, time, place and further columns absent",
+    "shuffled_context": "the same model, shown time, place and further columns of another sample",
     "most_frequent": "the most frequent training answer, always",
     "nearest_neighbour": "the answer of the most similar training picture",
 }
@@ -41,6 +47,10 @@ NUMBER_NOTES = {
     **SYSTEM_NOTES,
     "most_frequent": "the mean of the training values, always",
     "nearest_neighbour": "the mean of the most similar training samples",
+    "climatology": "the mean course of year and day, bent by each station as far as its training rows carry it",
+    "elevation_linear": "one course of year and day for all, and a straight line in elevation and latitude",
+    "ridge": "the channels of the middle pixel and time and place, linear",
+    "boosting": "the same columns as for ridge, in gradient-boosted trees",
 }
 """The same where the answers are numbers."""
 
@@ -55,6 +65,7 @@ _SPELLING = {
     "chrf": "chrF",
     "rmse": "RMSE",
     "mae": "MAE",
+    "mse": "MSE",
     "auc": "AUC",
     "auroc": "AUROC",
     "pr": "PR",
@@ -76,6 +87,11 @@ def system_label(name: str) -> str:
 def plain(name: str) -> str:
     """`exact_match` -> `exact match`, `rouge_l` -> `ROUGE L`."""
     return " ".join(_SPELLING.get(word, word) for word in name.split("_"))
+
+
+def bare(name: str) -> str:
+    """A metric without its unit, where the unit stands elsewhere: `rmse_kelvin` -> `RMSE`."""
+    return plain(name).split(" (")[0]
 
 
 def higher_is_better(metric: str, evaluation: Mapping[str, Any]) -> bool:
@@ -104,6 +120,17 @@ def number(value: Any, signed: bool = False) -> str:
         text = f"{amount:,.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
     text = text.replace("-", "−", 1) if text.startswith("-") else text
     return f"+{text}" if signed and amount > 0 else text
+
+
+def fixed(value: Any, decimals: int, signed: bool = False) -> str:
+    """A number with as many digits behind the point as all others beside it; `–` where there is none."""
+    amount = finite(value)
+    if amount is None:
+        return "–"
+    text = f"{amount:,.{decimals}f}"
+    if not text.strip("-0.,"):
+        return text.removeprefix("-")
+    return text.replace("-", "−", 1) if amount < 0 else f"+{text}" if signed else text
 
 
 def score(value: Any) -> str:
