@@ -8,7 +8,9 @@ HELP = "make the data set that a recipe reads"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="+", metavar="recipe=NAME key=value", help="a recipe, then overrides")
+    parser.add_argument(
+        "overrides", nargs="+", metavar="recipe=NAME key=value", help="a recipe, then overrides; step=NAME is short for prepare.step=NAME"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -16,4 +18,5 @@ def run(arguments: argparse.Namespace) -> None:
     from eyegraft.composition import compose, to_plain, validate
     from eyegraft.prepare import prepare_data
 
-    print(prepare_data(validate(to_plain(compose(named(arguments.overrides))))))
+    words = [f"prepare.{word}" if word.startswith("step=") else word for word in named(arguments.overrides)]
+    print(prepare_data(validate(to_plain(compose(words)))))

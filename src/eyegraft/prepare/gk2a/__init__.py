@@ -109,6 +109,8 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
     Raises:
         DataError: scenes, records, rasters, index, chunks or statistics cannot be used.
     """
+    from eyegraft.prepare.gk2a.patches import indexed
+
     made: dict[str, Any] = {"licence": "that of the scenes and records"}
     if config.step in ("all", "build_index"):
         made |= _index(config, target)
@@ -116,8 +118,7 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         made |= _patches(config, target)
     if config.step == "convert_chunks":
         made |= _converted(config, target)
-    indexed = sorted(path.relative_to(target).as_posix() for path in (target / "index").glob("index*.*"))
-    return {**made, "outputs": [*indexed, *made.get("outputs", [])]}
+    return {"outputs": indexed(target), **made}
 
 
 def _index(config: Config, target: Path) -> dict[str, Any]:

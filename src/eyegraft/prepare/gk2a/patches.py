@@ -79,6 +79,7 @@ def build_patches(
         RunError: another process builds here.
     """
     folder = base / "patches"
+    table, left_out = _read_indices(base)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".building")
     try:
@@ -86,7 +87,6 @@ def build_patches(
     except Timeout:
         raise RunError(f"{folder} is being built by another process", "one build at a time", "wait for it, or end it") from None
     with lock:
-        table, left_out = _indexed(base)
         names, table = _numbered(table)
         window = _window(table, area, patch_size)
         scenes = _scenes(table, scenes_root, area)
@@ -114,14 +114,19 @@ def build_patches(
             "left_out": {"index": left_out, **counts},
             "night": {split: _night(folder / split) for split in rows},
             "simulated": simulated,
-            "outputs": [*stores, "patches/statistics.json"],
+            "outputs": [*indexed(base), *stores, "patches/statistics.json"],
         }
+
+
+def indexed(base: Path) -> list[str]:
+    """The files of the index, relative to `base`."""
+    return sorted(path.relative_to(base).as_posix() for path in (base / "index").glob("index*.*"))
 
 
 # ── plan ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _indexed(base: Path) -> tuple[Any, dict[str, int]]:
+def _read_indices(base: Path) -> tuple[Any, dict[str, int]]:
     """All rows with their split, in order of time, scene and station; and what reading left out."""
     files = {split: base / "index" / f"index_{split}.csv" for split in SPLITS}
     there = {split: path for split, path in files.items() if path.exists()}
