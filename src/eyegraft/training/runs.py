@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from eyegraft.composition import validate
 from eyegraft.config import BESIDE_THE_RESULT, Recipe
+from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.samples import PreparedData
 from eyegraft.errors import RunError
 from eyegraft.files import write_atomically
@@ -80,6 +81,9 @@ class Run:
             )
         config = self.recipe.data
         self.facts["data"] = {"name": config.name, "about": config.about, "splits": splits}
+        train = data.splits.get("train")
+        if isinstance(train, PatchRows):  # what the patches say of themselves goes where the run goes: sensor, rasters, whether simulated
+            self.facts["data"]["patches"] = dict(train.facts)
         self.facts["quarantined"] = dict(data.reasons)
         self.facts["quarantine_file"] = "quarantine.jsonl"
         self.save()
