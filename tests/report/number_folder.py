@@ -166,7 +166,7 @@ def _slices(task: RegressTask, given: dict[str, list[Any]], rows: PatchRows, dra
     """As the evaluation writes them: the most frequent values first, the best baseline of each beside the model."""
     found: dict[str, Any] = {}
     for column in PATCH_SLICES:
-        values = rows.slice_of(column).astype(str)
+        values = rows.column(column).astype(str)
         names, counts = np.unique(values, return_counts=True)
         found[column] = {}
         for place in np.argsort(-counts, kind="stable")[:20]:

@@ -23,7 +23,7 @@ from eyegraft.config import PATCH_SLICES, Data
 from eyegraft.data._patch_order import Rows
 from eyegraft.data.patch_store import PatchStore
 from eyegraft.data.samples import PreparedData, base_folder
-from eyegraft.errors import DataError, shown
+from eyegraft.errors import DataError, nearest, shown
 from eyegraft.sensors import Sensor
 from eyegraft.types import Sample
 
@@ -127,18 +127,15 @@ class PatchRows(Sequence[Sample]):
     def column(self, name: str) -> Column:
         """[N] `station` (text), `time` (datetime64[s], UTC), `lat`, `lon` (degrees), `gsd_m`, `elevation_m` and `sza_deg` (of the middle
         pixel, NaN where the store has no such map), `hour_utc` (0 to 24), `day_of_year` (1 to 367), `month`, `igbp` (land cover class, -1
-        where there is none), `pixel_x`, `pixel_y` (-1 where there is none).
+        where there is none), `pixel_x`, `pixel_y` (-1 where there is none); or a text that results are given by (`config.PATCH_SLICES`).
 
         Raises:
             DataError: another name.
         """
-        if name not in _COLUMNS:
-            raise DataError(f"{self.store.path}: no column {name!r}", f"one of {', '.join(_COLUMNS)}", "name one of these")
-        return _COLUMNS[name](self)
-
-    def slice_of(self, name: str) -> Column:
-        """[N] texts that results are given by: one of `config.PATCH_SLICES`."""
-        return _SLICES[name](self)
+        known = {**_SLICES, **_COLUMNS}
+        if name not in known:
+            raise DataError(f"{self.store.path}: no column {name!r}", f"one of {', '.join(known)}", nearest(name, known))
+        return known[name](self)
 
     def _field(self, name: str) -> Column:
         found: Column = self.store.read(self.rows, [name])[name]
@@ -152,7 +149,7 @@ class PatchRows(Sequence[Sample]):
         numbers = {name: self.column(name) for name in _COLUMNS if name != "gsd_m"}
         plain = {name: values.tolist() for name, values in numbers.items() if name != "time"}
         plain["time"] = [f"{moment}Z" for moment in np.datetime_as_string(numbers["time"], unit="m").tolist()]
-        texts = {name: self.slice_of(name).tolist() for name in PATCH_SLICES}
+        texts = {name: self.column(name).tolist() for name in PATCH_SLICES}
         columns = {**plain, **texts}
         digits, key = ("-", ":"), self.store.identity[:STORE_DIGITS]
         for place, (row, target) in enumerate(zip(self.rows.tolist(), self.targets.tolist(), strict=True)):
