@@ -147,7 +147,7 @@ class Data(Strict):
     def _one_source(self) -> Data:
         if bool(self.tables) + bool(self.split) + bool(self.satellite) != 1:
             raise ValueError(
-                "give one of `tables` (one file a split), `split` (one file cut by group) and `satellite` (patch stores), not several or none"
+                "give one of `tables` (one file a split), `split` (one file cut by group) and `satellite` (patch stores), and only one"
             )
         return self
 
@@ -422,7 +422,8 @@ class Recipe(Strict):
             Pooling and connector are the image's; the context is what else a row says of itself (time, place, further columns).
         prepare: how its data set is made, where it has one of its own; data: where it lies; augmentation: of training images.
         tasks: name -> what is asked and answered.
-        train: what every stage trains with; stages: name -> what differs there, in order; run_stages: which of them to run.
+        train: what every stage trains with; stages: name -> what differs there, in order, null leaving one out; run_stages: which of them
+            to run.
         trackers, evaluation: where metrics go, and what a result stands beside.
     """
 
@@ -450,6 +451,11 @@ class Recipe(Strict):
     run_stages: tuple[str, ...] | Literal["all"] = "all"
     trackers: Trackers = Trackers()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _without_those_left_out(cls, value: Any) -> Any:
+        return {name: stage for name, stage in value.items() if stage is not None} if isinstance(value, Mapping) else value
 
     @property
     def encoder_parts(self) -> dict[str, Part]:

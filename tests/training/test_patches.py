@@ -1,0 +1,169 @@
+"""Numbers from patches of a satellite, from training to the answer: what is learned of the training split stays with the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import eyegraft.training
+from evaluation import weather
+from eyegraft.composition import load_recipe
+from eyegraft.config import Recipe
+from eyegraft.data.patch_rows import opened
+from eyegraft.data.patch_statistics import fit, write_statistics
+from eyegraft.errors import DataError, PartError, RecipeError
+from eyegraft.training.checkpoints import read_config
+from eyegraft.training.checkup import check_recipe
+from eyegraft.training.runs import read_run
+from eyegraft.training.stages import load_model
+
+SENSOR = json.dumps(weather.SENSOR).replace('"', "").replace("made-up", "made_up")
+SPLITS = ("train", "val", "test", "test_new_station", "test_new_both")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weather")
+    patches = folder / "patches"
+    sensor = {**weather.SENSOR, "name": "made_up"}
+    weather.rows(patches, "train", range(100, 112), times=60, sensor=sensor)
+    weather.rows(patches, "val", range(100, 112), times=20, first_day=365, seed=1, sensor=sensor)
+    weather.rows(patches, "test", range(100, 112), times=20, first_day=730, seed=2, sensor=sensor)
+    weather.rows(patches, "test_new_station", range(200, 206), times=20, seed=3, sensor=sensor)
+    weather.rows(patches, "test_new_both", range(200, 206), times=20, first_day=730, seed=4, sensor=sensor)
+    weather.rows(patches, "unlabelled", range(300, 310), times=20, seed=5, sensor=sensor)
+    return folder
+
+
+@pytest.fixture
+def recipe(base: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    def made(*overrides: str) -> Recipe:
+        plain = [f"data.base_dir={base}", f"run_root={tmp_path / 'runs'}", f"vision_encoder.sensor={SENSOR}", "vision_encoder.side=5"]
+        small = ["vision_encoder.extra_channels=[sza,dem]", "train.epochs=8", "evaluation.num_resamples=50"]
+        return load_recipe("ta_small", *plain, *small, *overrides)
+
+    return made
+
+
+def clay(*overrides: str) -> list[str]:
+    return ["vision_encoder=clay_tiny", "vision_encoder.checkpoint=null", "train.freeze_backbone=true", *overrides]
+
+
+def values(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "ta" / "metrics.jsonl").read_text().splitlines()]
+    return [row["val_rmse_kelvin"] for row in rows if row["kind"] == "val"]
+
+
+def test_patches_are_learned_from(recipe: Callable[..., Recipe], base: Path) -> None:
+    run = eyegraft.training.train(recipe())
+    kelvin = values(run)
+    assert kelvin[-1] < 0.6 * kelvin[0]
+    learned = read_config(run / "ta" / "best")["inputs"]
+    store = opened(base / "patches" / "train")
+    middle = np.nanmean(store.read(np.arange(len(store)), ["x"])["x"], axis=(0, 2, 3))
+    assert [band["mean"] for band in learned["image"]["sensor"]["bands"]] == pytest.approx(middle[:2].tolist(), rel=1e-4)
+    assert learned["image"]["extra_statistics"]["dem"][0] == pytest.approx(middle[3], rel=1e-4)
+    assert set(learned["context"]["statistics"]) == {"lat", "lon", "elevation_m", "sza_deg"}
+    facts = read_run(run).facts
+    assert facts["inputs"] == learned
+    assert facts["stages"]["ta"]["unseen"] == []
+
+
+def test_a_loaded_run_scales_as_it_was_trained(recipe: Callable[..., Recipe], base: Path, tmp_path: Path) -> None:
+    """Never by what it is given to answer."""
+    copy = tmp_path / "copy"
+    shutil.copytree(base, copy)
+    run = eyegraft.training.train(recipe(f"data.base_dir={copy}", "train.epochs=1"))
+    opened_run = read_run(run)
+    model, _, _ = load_model(opened_run)
+    shutil.rmtree(copy)
+    again, _, _ = load_model(opened_run)
+    for one in (model, again):
+        spec: Any = one.encoders["image"].spec
+        assert spec.sensor.model_dump(mode="json") == opened_run.facts["inputs"]["image"]["sensor"]
+
+
+def test_given_statistics_are_taken_and_others_refused(recipe: Callable[..., Recipe], base: Path, tmp_path: Path) -> None:
+    fitted = fit(opened(base / "patches" / "train"))
+    fitted["inputs"]["bt_00"]["std"] *= 2
+    file = tmp_path / "statistics.json"
+    write_statistics(file, fitted, train_store=None, source="input_statistics_2022.json")
+    first = eyegraft.training.train(recipe(f"data.satellite.statistics={file}", "train.epochs=1"))
+    bands = read_config(first / "ta" / "best")["inputs"]["image"]["sensor"]["bands"]
+    assert bands[0]["std"] == pytest.approx(fitted["inputs"]["bt_00"]["std"])
+    with pytest.raises(PartError, match=r"(?s)sensor made_up of these patches is not.*band ir: std .* there"):
+        eyegraft.training.train(recipe(f"train.init_from={first}", "experiment_name=other"))
+    write_statistics(file, fitted, train_store="1" * 64, source="patches/train")
+    with pytest.raises(DataError, match="fitted on the train split 1111"):
+        eyegraft.training.train(recipe(f"data.satellite.statistics={file}", "experiment_name=wrong"))
+
+
+def test_another_sensor_is_refused(recipe: Callable[..., Recipe]) -> None:
+    other = SENSOR.replace("10.5", "11.2")
+    with pytest.raises(PartError, match=r"(?s)sensor made_up of vision_encoder.sensor.*band ir: wavelength_um 11.2, there 10.5"):
+        eyegraft.training.train(recipe(f"vision_encoder.sensor={other}"))
+    with pytest.raises(RecipeError, match=r"write micrometres: 10.5"):
+        recipe(f"vision_encoder.sensor={SENSOR.replace('10.5', '10500')}")
+
+
+def test_frozen_clay_reads_its_features_from_the_cache(
+    recipe: Callable[..., Recipe], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EYEGRAFT_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.INFO)
+    first = eyegraft.training.train(recipe(*clay("train.epochs=2", "vision_encoder.extra_channels=[]")))
+    assert "720 records" in caplog.text
+    assert "720 of them encoded now" in caplog.text
+    caplog.clear()
+    cached = eyegraft.training.train(recipe(*clay("train.epochs=2", "vision_encoder.extra_channels=[]", "experiment_name=again")))
+    assert ", 0 of them encoded now" in caplog.text
+    assert values(cached) == values(first)
+    plain = recipe(*clay("train.epochs=2", "vision_encoder.extra_channels=[]", "experiment_name=off", "train.feature_cache.mode=off"))
+    assert values(eyegraft.training.train(plain)) == pytest.approx(values(first), rel=0.02)
+
+
+def test_what_an_encoder_does_not_see_is_said(recipe: Callable[..., Recipe], caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    tall = tmp_path / "tall"
+    for split in SPLITS:
+        weather.rows(tall / "patches", split, range(100 + 10 * SPLITS.index(split), 104 + 10 * SPLITS.index(split)), times=8, side=9,
+                     sensor={**weather.SENSOR, "name": "made_up"})  # fmt: skip
+    crop = recipe(
+        *clay(
+            f"data.base_dir={tall}", "vision_encoder.side=9", "vision_encoder.grid=crop", "train.epochs=1", "train.feature_cache.mode=off"
+        )
+    )
+    run = eyegraft.training.train(crop)
+    said = read_run(run).facts["stages"]["ta"]["unseen"]
+    assert "pixels: 17 of 81 pixels (21 %) have no effect: row 9, column 9" in said
+    assert "ta does not see: pixels: 17 of 81 pixels" in caplog.text
+
+
+def test_the_checkup_looks_at_patches_too(recipe: Callable[..., Recipe]) -> None:
+    lines = "\n".join(check_recipe(recipe()))
+    assert "train                720 samples" in lines
+    assert "training targets: mean 2" in lines
+    assert "every trainable tensor got a gradient" in lines
+
+
+@pytest.mark.parametrize("kind", ["mae", "dino"])
+def test_pretraining_on_patches_without_numbers(recipe: Callable[..., Recipe], kind: str) -> None:
+    patches = "data.satellite.patches.unlabelled=patches/unlabelled"
+    run = eyegraft.training.train(recipe(patches, f"+experiment=ta_{kind}", "stages.pretrain.epochs=3", "stages.ta.epochs=2"))
+    rows = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in rows if row["kind"] == "val"]
+    assert losses[-1] < losses[0]
+    assert read_config(run / "ta" / "best")["lineage"] == ["pretrain", "ta"]
+    before = read_config(run / "pretrain" / "best")["inputs"]["image"]
+    assert before == read_config(run / "ta" / "best")["inputs"]["image"], "both stages see the same numbers"
+
+
+def test_a_split_that_is_not_there_is_named(recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(RecipeError, match=r"stages.ta.split='tain'(.|\n)*did you mean 'train'"):
+        eyegraft.training.train(recipe("train.split=tain"))
