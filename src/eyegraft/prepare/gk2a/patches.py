@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -54,6 +55,7 @@ def build_patches(
     rasters: Rasters | None = None,
     facts: Mapping[str, Any] | None = None,
     unlabelled_per_scene: int = 0,
+    unlabelled_near: int | None = None,
     seed: int = 0,
     statistics: tuple[Fitted, str] | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -67,6 +69,7 @@ def build_patches(
         rasters: elevation, mask and land cover, with paths relative to `base`; None: the ground of simulated scenes.
         facts: more facts for all stores, such as `noise_floor`.
         unlabelled_per_scene: patches at random places of each scene of the train split, without a target, into `patches/unlabelled`.
+        unlabelled_near: pixels in each direction that these places lie from a station of the train split, at most; None: anywhere.
         seed: of these places.
         statistics: of channels and target, and where they are from, in place of ones fitted on the train split.
         progress: called as (done, total) for the shards of each split; None shows a bar.
@@ -80,13 +83,7 @@ def build_patches(
     """
     folder = base / "patches"
     table, left_out = _read_indices(base)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".building")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{folder} is being built by another process", "one build at a time", "wait for it, or end it") from None
-    with lock:
+    with _alone(folder):
         names, table = _numbered(table)
         window = _window(table, area, patch_size)
         scenes = _scenes(table, scenes_root, area)
@@ -98,7 +95,8 @@ def build_patches(
                 "name the rasters: .npy on the grid of the scenes, or NetCDF in degrees",
             )
         if unlabelled_per_scene:
-            _add_unlabelled(scenes, area, window, patch_size, unlabelled_per_scene, seed)
+            around = table.loc[table["split"] == "train", ["pixel_x", "pixel_y"]].drop_duplicates().to_numpy()
+            _add_unlabelled(scenes, area, window, patch_size, unlabelled_per_scene, seed, around, unlabelled_near)
         cut = Cut(scenes_root, base, area, window, patch_size, missing, simulated, rasters, folder / ".stash")
         surface(grid_of(area).window(*window), rasters, base)  # what is wrong with the rasters is told at once
         described = _facts(cut, names, facts or {})
@@ -116,6 +114,21 @@ def build_patches(
             "simulated": simulated,
             "outputs": [*indexed(base), *stores, "patches/statistics.json"],
         }
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One build at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".building")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{folder} is being built by another process", "one build at a time", "wait for it, or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def indexed(base: Path) -> list[str]:
@@ -246,15 +259,27 @@ def _simulated(scenes: Sequence[Mapping[str, Any]], root: Path) -> bool:
     raise failed or DataError("no scene", "an index with rows", "build the index anew")
 
 
-def _add_unlabelled(scenes: Iterable[dict[str, Any]], area: str, window: Window, side: int, count: int, seed: int) -> None:
-    """Random places for each scene of the train split, where a patch fits into the window; the same for the same seed and time."""
+def _add_unlabelled(
+    scenes: Iterable[dict[str, Any]], area: str, window: Window, side: int, count: int, seed: int, stations: Any, near: int | None
+) -> None:
+    """Random places for each scene of the train split, where a patch fits into the window; the same for the same seed and time.
+
+    Args:
+        stations: columns and rows [N, 2]; near: pixels from one of them at most, None: anywhere.
+    """
     grid, half = grid_of(area), side // 2
+    low, high = ([getattr(span, end) + shift for span in reversed(window)] for end, shift in (("start", half), ("stop", -half)))
     for scene in scenes:
         if "train" not in scene["rows"]:
             continue
         draw = np.random.default_rng([seed, int(np.datetime64(scene["time"], "s").astype(np.int64))])
+        if near is None:
+            places = draw.integers(low, high, (count, 2))
+        else:
+            places = stations[draw.integers(len(stations), size=count)] + draw.integers(-near, near + 1, (count, 2))
+            places = np.clip(places, low, np.subtract(high, 1))
         rows = np.zeros(count, ROW)
-        rows["y"], rows["x"] = (draw.integers(span.start + half, span.stop - half, count) for span in window)
+        rows["x"], rows["y"] = places.T
         rows["lon"], rows["lat"] = grid.to_lonlat(rows["x"], rows["y"])
         rows["stn"], rows["ta"] = NO_STATION, np.nan
         scene["rows"][UNLABELLED] = packed(rows)

@@ -186,9 +186,14 @@ def read_stations_at(stations: Any, times: Iterable[datetime], seed: int) -> Any
     return pd.concat(parts, ignore_index=True)
 
 
-def write_asos(path: Path, readings: Any) -> None:
-    """Write readings as KMA's hourly ASOS records (`kma_sfctm2`): Korean time, tenths of a degree, all other columns missing (-9)."""
-    lines = ["#START7777", "# simulated: no measurement", "# TM (KST) STN ... TA (C) in column 11, HM (%) in column 13, counted from 0"]
+def write_asos(path: Path, readings: Any, note: str = "") -> None:
+    """Write readings as KMA's hourly ASOS records (`kma_sfctm2`): Korean time, tenths of a degree, all other columns missing (-9).
+
+    Args:
+        note: a comment in the second line.
+    """
+    columns = "# TM (KST) STN ... TA (C) in column 11, HM (%) in column 13, counted from 0"
+    lines = ["#START7777", f"# simulated: no measurement {note}".rstrip(), columns]
     for station, time, kelvin in readings[["station", "time_utc", "ta_k"]].itertuples(index=False):
         cells = ["-9"] * 46
         cells[0], cells[1] = f"{time + timedelta(hours=9):%Y%m%d%H%M}", str(station)
