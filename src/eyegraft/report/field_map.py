@@ -106,7 +106,7 @@ def draw_field(
 
 def _span(values: NDArray[np.float32], marks: Marks | None) -> tuple[float, float]:
     """Ends of the colour bar, rounded outwards: all but the outermost hundredth of the field, and every reading."""
-    parts = [np.percentile(known, (0.5, 99.5))] if (known := values[np.isfinite(values)]).size else []
+    parts: list[NDArray[Any]] = [np.percentile(known, (0.5, 99.5))] if (known := values[np.isfinite(values)]).size else []
     parts += [read] if marks is not None and (read := marks.values[np.isfinite(marks.values)]).size else []
     if not parts:
         return 0.0, 1.0

@@ -45,6 +45,7 @@ Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 _EXTRA: Final = CHANNELS[len(GK2A_AMI.bands) :]
+_OTHER_RUN: Final = "give a run of recipe=ta_small or recipe=ta_regression, and with --stage one that answers"
 _PIECE = 100_000  # answers that are kept as Python objects at once
 
 
@@ -90,6 +91,7 @@ def map_scene(
     opened = read_run(run)
     patches = patches_of(opened)
     model, task, checkpoint = load_model(opened, stage)
+    _stop_at_other_tasks(opened, task)
     spec = _patch_spec(model, opened, files)
     side = spec.size[0] if spec is not None else 1
     started = time.monotonic()
@@ -128,19 +130,19 @@ def patches_of(run: Run) -> Mapping[str, Any]:
     """What the patches that a run was trained on say of themselves.
 
     Raises:
-        RunError: the run does not answer with a number from patches of GK-2A.
+        RunError: they are not GK-2A's.
     """
-    recipe = run.recipe
     patches: Mapping[str, Any] = run.facts.get("data", {}).get("patches") or {}
-    kinds = sorted({part.kind for part in recipe.tasks.values()})
-    if kinds != ["regress"] or tuple(patches.get("channels", ())) != CHANNELS:
+    if tuple(patches.get("channels", ())) != CHANNELS:
         reads = f"patches of {patches['sensor']['name']}" if patches else "no patches of a satellite"
-        raise RunError(
-            f"{run.folder}: recipe {recipe.recipe} reads {reads}, for the task {shown(kinds)}",
-            "a run of a task of kind regress on patches of GK-2A",
-            "give a run of recipe=ta_small or recipe=ta_regression",
-        )
+        raise RunError(f"{run.folder}: recipe {run.recipe.recipe} reads {reads}", "a run on patches of GK-2A", _OTHER_RUN)
     return patches
+
+
+def _stop_at_other_tasks(run: Run, task: Task) -> None:
+    kind = run.recipe.tasks[task.name].kind
+    if kind != "regress":
+        raise RunError(f"{run.folder}: the task of this stage is {kind}", "a task that answers with a number: regress", _OTHER_RUN)
 
 
 def _patch_spec(model: Graft, run: Run, files: SceneFiles) -> PatchSpec | None:

@@ -1,4 +1,4 @@
-"""Answers about images that lie anywhere."""
+"""Answers about images and patches that lie anywhere."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eyegraft.answering import answer_samples, readers_of
 from eyegraft.data.images import check_image
-from eyegraft.errors import DataError
+from eyegraft.data.patch_rows import PatchRows, opened
+from eyegraft.errors import DataError, RunError
+from eyegraft.sensors import Sensor
 from eyegraft.training.runs import read_run
 from eyegraft.training.stages import load_model
-from eyegraft.types import Sample
+from eyegraft.types import PatchSpec, Sample
 
 
 class Predictor:
@@ -22,9 +26,9 @@ class Predictor:
     """
 
     def __init__(self, run: Path | str, *, stage: str | None = None) -> None:
-        opened = read_run(run)
-        self._recipe = opened.recipe
-        self._model, self._task, self.checkpoint = load_model(opened, stage)
+        found = read_run(run)
+        self._recipe = found.recipe
+        self._model, self._task, self.checkpoint = load_model(found, stage)
 
     def predict(self, images: Sequence[Path | str], *, prompt: str | None = None, texts: Sequence[str] | None = None) -> list[Any]:
         """One answer an image, in order: a text, or of a label task a mapping with `label` and probabilities.
@@ -38,6 +42,9 @@ class Predictor:
         Raises:
             DataError: an image is missing, broken or too large, or there are more or fewer texts than images; nothing is answered then.
         """
+        if self._recipe.data.satellite is not None:
+            given = f"{len(images)} images, and recipe {self._recipe.recipe} reads patches of a satellite"
+            raise DataError(given, "a patch store", "eyegraft predict RUN --patches STORE, or eyegraft map RUN --scene PATH")
         reads = self._recipe.reads_images
         if texts and not images:
             if reads:
@@ -60,6 +67,34 @@ class Predictor:
             sha256 = facts.sha256 if facts is not None else ""
             samples.append(Sample(id=f"{place}:{path.name}", image=path, sha256=sha256, text=text, prompt=prompt))
         return self._answers(samples)
+
+    def predict_patches(self, store: Path | str, rows: Sequence[int] | None = None) -> tuple[PatchRows, list[Any]]:
+        """Rows of a patch store and an answer to each, in order.
+
+        Args:
+            rows: which; None for all.
+
+        Raises:
+            RunError: the run reads no patches.
+            PartError: they are another sensor's.
+            DataError: no store, no such rows, or patches of another size.
+        """
+        if self._recipe.data.satellite is None:
+            fix = "name image files, or a run of recipe=ta_small, for one"
+            raise RunError(f"recipe {self._recipe.recipe} reads no patches of a satellite", "a run on patch stores", fix)
+        kept = opened(Path(store).expanduser())
+        beyond = [row for row in rows or () if not 0 <= row < len(kept)]
+        if beyond:
+            raise DataError(f"row {beyond[0]} of {kept.path}", f"0 to {len(kept) - 1}", "name rows that are there")
+        spec = getattr(dict(self._model.encoders.items()).get("image"), "spec", None)
+        if isinstance(spec, PatchSpec):
+            declared, size = Sensor.model_validate(kept.schema.facts["sensor"]), kept.schema.fields["x"].shape[1:]
+            spec.sensor.require_same(declared, here=f"the checkpoint {self.checkpoint}", there=f"the patches in {kept.path}")
+            if size != tuple(spec.size):
+                given = f"patches of {size[0]} x {size[1]} pixels in {kept.path}"
+                raise DataError(given, f"{spec.size[0]} x {spec.size[1]}, as in training", "prepare them with that prepare.patch_size")
+        asked = PatchRows(kept, None if rows is None else np.array(rows, dtype=np.int64))
+        return asked, self._answers(asked)
 
     def _answers(self, samples: Sequence[Sample]) -> list[Any]:
         readers = readers_of(self._model, self._recipe)
