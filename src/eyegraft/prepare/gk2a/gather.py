@@ -97,16 +97,16 @@ def produce(cut: Cut, split: str, job: Scenes) -> tuple[Columns, dict[str, int]]
     if kept is not None:
         return kept
     parts = {name: _Rows(cut.side, job, name) for name in dict.fromkeys(name for scene in job for name in scene["rows"])}
-    unreadable = []
+    unreadable = 0  # not the errors: they would keep this frame and its arrays alive
     for described in job:
         try:
             scene = read(cut, described)
         except DataError as error:
-            unreadable.append(error)
+            unreadable += 1
             log.warning("left out: %s", error.given)
-            if len(unreadable) > max(1, _MOST_UNREADABLE * len(job)) or len(unreadable) == len(job):
+            if unreadable > max(1, _MOST_UNREADABLE * len(job)) or unreadable == len(job):
                 raise DataError(
-                    f"{len(unreadable)} of {len(job)} scenes of a shard cannot be read; the last: {error.given}",
+                    f"{unreadable} of {len(job)} scenes of a shard cannot be read; the last: {error.given}",
                     error.expected,
                     f"{error.fix}; or take its rows out of the index. The same command goes on where it stopped",
                 ) from error

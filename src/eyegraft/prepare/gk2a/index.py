@@ -137,7 +137,7 @@ def read_index(path: Path) -> Index:
     table = table[[*COLUMNS, *(["split"] if "split" in table else [])]]
     table = table.assign(stn=table["stn"].astype(str), path_sza=table["path_sza"].fillna(""))
     times = pd.to_datetime(table["timestamp_utc"], errors="coerce", utc=True)
-    numbers = table[["lat", "lon", "pixel_x", "pixel_y", "ta_k", "year"]].apply(pd.to_numeric, errors="coerce")
+    numbers = table[["lat", "lon", "pixel_x", "pixel_y", "ta_k", "year"]].apply(pd.to_numeric, errors="coerce").astype(np.float64)
     bad = times.isna() | ~np.isfinite(numbers).all(axis=1) | (times.dt.year != numbers["year"])
     if bad.any():
         raise DataError(

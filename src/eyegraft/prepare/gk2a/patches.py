@@ -329,6 +329,9 @@ def _write_stores(
     for split in (*SPLITS, UNLABELLED):
         jobs = [group for group in groups if any(split in scene["rows"] for scene in group)]
         if not jobs:
+            if any((folder / split).glob("shard-*")):
+                log.warning("%s: no rows for it any more; it is taken away", folder / split)
+                shutil.rmtree(folder / split)
             continue
         schema = Schema(fields=fields(side=cut.side), split=split, facts=dict(facts))
         make = partial(produce, cut, split)
