@@ -21,7 +21,8 @@ from eyegraft.composition import use_config_dir
 from eyegraft.config import Data
 from eyegraft.errors import DataError, RunError
 from eyegraft.evaluation.baselines import shuffled_images as shuffled
-from eyegraft.evaluation.run import _conclusions, _held_out
+from eyegraft.evaluation.conclusions import against_each
+from eyegraft.evaluation.run import _held_out
 from eyegraft.registry import use_plugin
 from eyegraft.tasks.caption import CaptionTask
 from eyegraft.types import Sample, Tokens
@@ -328,12 +329,12 @@ def test_conclusions_know_the_direction_and_skip_metrics_without_samples() -> No
         "shuffled_image": {"rmse": gap(2, 1, 3)},
         "most_frequent": {"rmse": gap(0.5, -1, 2)},
     }
-    better, worse, neither = _conclusions(systems, differences, lower, 10)
+    better, worse, neither = against_each(systems, differences, lower, 10)
     assert better == "The model beats the same model on blank images on rmse by -2.000 [-3.000, -1.000]."
     assert worse.startswith("The model loses to the same model on shuffled images on rmse")
     assert neither.startswith("The model cannot be told apart from")
-    assert _conclusions({"model": {"bleu": {}}}, {"blank_image": {}}, {}, 10) == []
-    few = _conclusions(systems, differences, lower, 9)
+    assert against_each({"model": {"bleu": {}}}, {"blank_image": {}}, {}, 10) == []
+    few = against_each(systems, differences, lower, 9)
     assert len(few) == 3
     assert all("too few samples (9) to tell" in text and "beats" not in text and "loses" not in text for text in few)
 

@@ -17,8 +17,9 @@ from eyegraft.data.patch_chunks import CHANNELS, fields
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.patch_store import PatchStore, Schema
 from eyegraft.data.patch_writer import write_shards
+from eyegraft.evaluation.conclusions import against_each
 from eyegraft.evaluation.drawing import Drawing
-from eyegraft.evaluation.run import _conclusions, _sample_lines
+from eyegraft.evaluation.run import _sample_lines
 from eyegraft.sensors import GK2A_AMI
 from eyegraft.tasks.regress import Config, RegressTask
 
@@ -151,12 +152,12 @@ def add_evaluation(folder: Path, split: str, task: RegressTask, rows: PatchRows,
         "differences": differences,
         "slices": _slices(task, given, rows, drawing),
         "details": task.details(given["model"], rows),
-        "conclusions": _conclusions(systems, differences, directions, len(rows)),
+        "conclusions": against_each(systems, differences, directions, len(rows)),
         "simulated": True,
         "noise_floor": 0.85,
     }
     folders.write_json(folder / "evaluation" / f"{split}.json", entry)
-    lines = [json.loads(line) for line in _sample_lines(list(rows), given, scored["model"])]
+    lines = [json.loads(line) for line in _sample_lines(list(rows), given, scored["model"], drawing)]
     lines = [{"record": record, **line} for record, line in zip(rows.rows.tolist(), lines, strict=True)]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / "evaluation" / f"{split}.samples.jsonl").write_text(text, encoding="utf-8")
@@ -172,7 +173,7 @@ def _slices(task: RegressTask, given: dict[str, list[Any]], rows: PatchRows, dra
         for place in np.argsort(-counts, kind="stable")[:20]:
             where = np.flatnonzero(values == names[place])
             tables = {
-                system: drawing.some(where.tolist()).table(task.score([said[row] for row in where], rows.take(where)))
+                system: drawing.some(where.tolist(), rows.take(where)).table(task.score([said[row] for row in where], rows.take(where)))
                 for system, said in given.items()
                 if system in ("model", "climatology", "boosting")
             }

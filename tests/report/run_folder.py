@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from eyegraft import prepare
+from eyegraft.evaluation.conclusions import against_each
 from eyegraft.evaluation.drawing import Drawing
-from eyegraft.evaluation.run import _conclusions, _sample_lines, _slices
+from eyegraft.evaluation.run import _sample_lines, _slices
 from eyegraft.tasks.classify import ClassifyTask, Config
 from eyegraft.types import Sample
 
@@ -214,12 +215,12 @@ def add_label_evaluation(
         "resampled": drawing.unit,
         "systems": systems,
         "differences": differences,
-        "slices": _slices(("hand", "channel"), task, answers["model"], samples, drawing),
+        "slices": _slices(("hand", "channel"), task, answers, samples, drawing),
         "details": task.details(answers["model"], samples),
-        "conclusions": _conclusions(systems, differences, scored["model"].higher_is_better, num_samples),
+        "conclusions": against_each(systems, differences, scored["model"].higher_is_better, num_samples),
     }
     write_json(folder / "evaluation" / f"{split}.json", entry)
-    lines = _sample_lines(samples, answers, scored["model"])
+    lines = _sample_lines(samples, answers, scored["model"], drawing)
     (folder / "evaluation" / f"{split}.samples.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

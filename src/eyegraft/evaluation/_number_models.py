@@ -106,7 +106,7 @@ def _largest_gap(turns: Floats) -> float:
 
 def _least_squares(curves: Floats, targets: Floats, rows: float) -> Floats:
     """Weights, shrunk as if so many further rows said that they are 0."""
-    return np.linalg.solve(curves.T @ curves + rows * np.eye(curves.shape[1]), curves.T @ targets)
+    return np.asarray(np.linalg.solve(curves.T @ curves + rows * np.eye(curves.shape[1]), curves.T @ targets), dtype=np.float64)
 
 
 class Climatology:

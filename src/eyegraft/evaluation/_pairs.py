@@ -54,7 +54,10 @@ class Pairs:
         """What is drawn together, by the rule of evaluation (see `Drawing`)."""
         from eyegraft.evaluation.drawing import MIN_GROUPS
 
-        names = [row.get("group") for row in self._rows.values()]
+        drawn = [row.get("drawn_with") for row in self._rows.values()]
+        if any(drawn):
+            return drawn
+        names = [row.get("group") for row in self._rows.values()]  # of a run that was evaluated before this was written down
         different = len({name or number for number, name in enumerate(names)})
         return names if self._grouped and MIN_GROUPS <= different < len(names) else None
 

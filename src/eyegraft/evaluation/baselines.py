@@ -1,7 +1,7 @@
 """Dumb answers and damaged inputs. A result that does not beat them says nothing about what the model looks at.
 
-The model's own with blank, shuffled or absent pictures and words; the training set's best answer without looking; retrieval by the run's
-encoders, as trained as they are.
+The model's own with blank, shuffled or absent pictures, words and further columns; the training set's best answer without looking;
+retrieval by the run's encoders, as trained as they are. What columns alone say of numbers stands in `tabular`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eyegraft.answering import pad_id_of
 from eyegraft.console import progress
-from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches
+from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, taken
 from eyegraft.data.inputs import AbsentReader, ConstantReader, Reader, reader
+from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.text import Encoded
 from eyegraft.errors import DataError
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.types import Sample, moved_to
+from eyegraft.types import Inputs, Sample, moved_to
 
 RETRIEVAL_LIMIT = 20_000
 """Training samples that retrieval searches at most; a seeded draw of a larger set."""
@@ -45,20 +48,69 @@ def absent(model: Graft, modality: str) -> AbsentReader:
     return AbsentReader(blank(model, modality).tokens)
 
 
+def shuffled(
+    modality: str, model: Graft, samples: Sequence[Sample], readers: Mapping[str, Reader], seed: int
+) -> tuple[Sequence[Sample], dict[str, Reader]]:
+    """Samples, and readers in place of the usual ones, by which every sample has this modality of another.
+
+    Raises:
+        DataError: the samples have fewer than two different ones.
+    """
+    if isinstance(samples, PatchRows):
+        return samples, {modality: ExchangedReader(readers[modality], samples, donors(samples, seed))}
+    if modality == "image":
+        return shuffled_images(samples, seed), {}
+    if modality == "text":
+        return shuffled_texts(samples, seed), {}
+    encoder: Any = model.encoders[modality]
+    return shuffled_columns(samples, encoder.spec.names, seed), {}
+
+
+def can_be_shuffled(modality: str, model: Graft, samples: Sequence[Sample]) -> bool:
+    """Whether there are two different ones."""
+    if isinstance(samples, PatchRows):
+        return len(samples) > 1
+    encoder: Any = model.encoders[modality]
+    shows = {"image": _shown, "text": _words}.get(modality) or _columns(encoder.spec.names)
+    return len({shows(sample) for sample in samples}) > 1
+
+
 def shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """Every sample with another's picture: of one with other references, where one is near. All else stays.
+    """Every sample with another's picture or patch: of one with other references, where one is near. All else stays.
 
     Raises:
         DataError: the samples show fewer than two pictures.
     """
     return _shuffled(
-        samples, seed, lambda sample: sample.image, lambda sample, other: replace(sample, image=other.image, sha256=other.sha256)
+        samples, seed, _shown, lambda sample, other: replace(sample, image=other.image, sha256=other.sha256, record=other.record)
     )
 
 
 def shuffled_texts(samples: Sequence[Sample], seed: int) -> list[Sample]:
     """The same with the words beside the pictures."""
-    return _shuffled(samples, seed, lambda sample: sample.text, lambda sample, other: replace(sample, text=other.text))
+    return _shuffled(samples, seed, _words, lambda sample, other: replace(sample, text=other.text))
+
+
+def shuffled_columns(samples: Sequence[Sample], names: Sequence[str], seed: int) -> list[Sample]:
+    """The same with further columns, all of them from one other sample."""
+    return _shuffled(
+        samples,
+        seed,
+        _columns(names),
+        lambda sample, other: replace(sample, meta={**sample.meta, **{name: other.meta.get(name) for name in names}}),
+    )
+
+
+def _shown(sample: Sample) -> Hashable:
+    return sample.image, sample.record
+
+
+def _words(sample: Sample) -> Hashable:
+    return sample.text
+
+
+def _columns(names: Sequence[str]) -> Callable[[Sample], Hashable]:
+    return lambda sample: tuple(str(sample.meta.get(name)) for name in names)
 
 
 def _shuffled(
@@ -79,9 +131,66 @@ def _shuffled(
     return [given(sample, donors[sample.id]) for sample in samples]
 
 
+def donors(rows: PatchRows, seed: int) -> NDArray[np.int64]:
+    """For each row the position of another one, with another target where one is near in a random order; the same for the same seed.
+
+    Raises:
+        DataError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise DataError(f"{len(rows)} patches to shuffle", "at least 2", "evaluate on more samples")
+    order, targets = np.random.default_rng(derived_seed("shuffle", seed)).permutation(len(rows)), rows.targets
+    found = np.empty(len(rows), dtype=np.int64)
+    found[order] = np.roll(order, -1)
+    for step in range(2, min(len(rows), DONOR_STEPS + 1)):
+        alike = targets[found] == targets
+        if not alike.any():
+            break
+        other = np.empty_like(found)
+        other[order] = np.roll(order, -step)
+        found[alike] = other[alike]
+    return found
+
+
+class ExchangedReader:
+    """Reads of each row of a patch store what another row has.
+
+    Args:
+        others: for each of `rows` the position of the other one among them.
+    """
+
+    slow = random = False
+
+    def __init__(self, plain: Reader, rows: PatchRows, others: NDArray[np.int64]) -> None:
+        self.plain = plain
+        self._row = np.full(len(rows.store), -1, dtype=np.int64)  # of the store, by row of the store
+        self._row[rows.rows] = rows.rows[others]
+
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        return self.plain.present(self._others(samples))
+
+    def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Inputs:
+        return self.plain.read(self._others(samples), seeds)
+
+    def blank(self) -> Inputs:
+        return self.plain.blank()
+
+    def _others(self, samples: Sequence[Sample]) -> PatchRows:
+        if not isinstance(samples, PatchRows):
+            raise TypeError("rows of the patch store that was shuffled")
+        return PatchRows(samples.store, self._row[samples.rows])
+
+
+def drawn(samples: Sequence[Sample], limit: int, purpose: str, seed: int) -> Sequence[Sample]:
+    """The samples, or a seeded draw of so many, in their order."""
+    if len(samples) <= limit:
+        return samples
+    return taken(samples, sorted(random.Random(derived_seed(purpose, seed)).sample(range(len(samples)), limit)))
+
+
 def retrieval_set(train: Sequence[Sample], seed: int) -> Sequence[Sample]:
     """The training samples that retrieval searches."""
-    return random.Random(derived_seed("retrieval", seed)).sample(train, RETRIEVAL_LIMIT) if len(train) > RETRIEVAL_LIMIT else train
+    return drawn(train, RETRIEVAL_LIMIT, "retrieval", seed)
 
 
 def nearest_neighbours(
@@ -99,7 +208,8 @@ def nearest_neighbours(
     asked = _features(model, samples, readers, batch_size, num_workers, "features")
     count = min(task.num_neighbours, len(train))
     places = [row for chunk in torch.split(asked, 1024) for row in (chunk @ known.T).topk(count, dim=1).indices.tolist()]
-    return [task.from_neighbours([train[place] for place in row]) for row in places]
+    there = list(train)  # rows of patch stores are made anew whenever they are asked for
+    return [task.from_neighbours([there[place] for place in row]) for row in places]
 
 
 @torch.inference_mode()

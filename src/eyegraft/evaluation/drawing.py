@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from eyegraft.config import Recipe
+from eyegraft.data.patch_rows import PatchRows
 from eyegraft.metrics import _bootstrap
 from eyegraft.types import Sample, Scores
 
@@ -32,18 +35,18 @@ class Drawing:
 
     @classmethod
     def of(cls, samples: Sequence[Sample], recipe: Recipe) -> Drawing:
-        names = tuple(sample.group for sample in samples)
-        different, column = len({name or number for number, name in enumerate(names)}), recipe.data.columns.group
-        if column is None or different == len(samples):
-            groups, unit = None, f"{len(samples)} samples"
-        elif different < MIN_GROUPS:
-            groups, unit = None, f"{len(samples)} samples, as if independent (only {different} of {column})"
-        else:
-            groups, unit = names, f"{different} of {column}, each with all its samples"
+        groups, unit = _stations(samples) if isinstance(samples, PatchRows) else _groups(samples, recipe.data.columns.group)
         return cls(len(samples), groups, unit, recipe.evaluation.num_resamples, recipe.seed)
 
-    def some(self, places: Sequence[int]) -> Drawing:
-        """The same for some of the samples."""
+    def some(self, places: Sequence[int], samples: Sequence[Sample]) -> Drawing:
+        """The same for some of the samples; of patches anew, for a part may be of few stations, or of one.
+
+        Args:
+            samples: those at these places.
+        """
+        if isinstance(samples, PatchRows):
+            groups, unit = _stations(samples)
+            return Drawing(len(places), groups, unit, self.num_resamples, self.seed)
         groups = tuple(self.groups[place] for place in places) if self.groups is not None else None
         return Drawing(len(places), groups, self.unit, self.num_resamples, self.seed)
 
@@ -70,6 +73,28 @@ class Drawing:
                 pair = model.statistics[name], other.statistics[name]
                 found[name] = _entry(*_bootstrap.paired_statistic_interval(*pair, self.size, self.num_resamples, self.seed, self.groups))
         return found
+
+
+def _groups(samples: Sequence[Sample], column: str | None) -> tuple[tuple[str | None, ...] | None, str]:
+    names = tuple(sample.group for sample in samples)
+    different = len({name or number for number, name in enumerate(names)})
+    if column is None or different == len(samples):
+        return None, f"{len(samples)} samples"
+    if different < MIN_GROUPS:
+        return None, f"{len(samples)} samples, as if independent (only {different} of {column})"
+    return names, f"{different} of {column}, each with all its samples"
+
+
+def _stations(rows: PatchRows) -> tuple[tuple[str | None, ...] | None, str]:
+    """Stations, or where these are few, weeks: one hour is like the next, and one weather lies over all stations."""
+    stations = rows.column("station").astype(str)
+    count = len(np.unique(stations))
+    if count >= MIN_GROUPS:
+        return tuple(stations.tolist()), f"{count} stations, each with all its samples"
+    weeks = rows.column("time").astype("datetime64[W]").astype(str)
+    if (different := len(np.unique(weeks))) >= MIN_GROUPS:
+        return tuple(weeks.tolist()), f"{different} weeks, each with all its samples (only {count} stations)"
+    return None, f"{len(rows)} samples, as if independent (only {count} stations and {different} weeks)"
 
 
 def _entry(value: float, low: float, high: float) -> dict[str, Any]:

@@ -67,9 +67,12 @@ def _numbers(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prediction(sample: Sample, truth: Any, answer: Any) -> dict[str, Any]:
     """{path, gt, pred, prob, …} of a label task, gt in the words of pred; {path, gt, pred} of a text; {path, gt, pred, unit, std, low,
-    high} of a number, low and high None where it has no interval.
+    high} of a number, low and high None where it has no interval. A patch's path is its store, followed by record, station, time, lat, lon.
     """
-    row = {"id": sample.id, "path": str(sample.image) if sample.image is not None else None, "gt": truth}
+    row: dict[str, Any] = {"id": sample.id, "path": str(sample.image) if sample.image is not None else None}
+    if sample.record is not None:
+        row |= {"record": sample.record, **{name: sample.meta.get(name) for name in ("station", "time", "lat", "lon")}}
+    row["gt"] = truth
     if not isinstance(answer, Mapping):
         return {**row, "pred": answer}
     names: dict[str, str] = {"label": "pred", "value": "pred", "probability": "prob", "probabilities": "probs"}

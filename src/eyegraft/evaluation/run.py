@@ -14,13 +14,19 @@ from typing import Any
 
 from eyegraft.answering import answer_samples, readers_of
 from eyegraft.config import Data, Recipe
+from eyegraft.data.batches import taken
 from eyegraft.data.duplicates import alike_across
 from eyegraft.data.inputs import Reader
+from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.errors import DataError, RunError, nearest, shown
 from eyegraft.evaluation import baselines
+from eyegraft.evaluation.conclusions import MIN_SAMPLES as MIN_SAMPLES
+from eyegraft.evaluation.conclusions import against_all, against_each, is_damage, of_intervals
 from eyegraft.evaluation.drawing import Drawing
 from eyegraft.evaluation.outputs import write_outputs
+from eyegraft.evaluation.tabular import NAMES as COLUMN_BASELINES
+from eyegraft.evaluation.tabular import NumberBaselines, columns_of
 from eyegraft.files import file_sha256, write_atomically
 from eyegraft.model import ENCODER_NAMES, Graft
 from eyegraft.tasks import Task
@@ -33,19 +39,7 @@ from eyegraft.types import Sample, Scores
 log = logging.getLogger(__name__)
 SCHEMA = 1
 MAX_SLICES = 20
-MIN_SAMPLES = 10
-"""Fewer samples than this decide nothing: a bootstrap interval of so few is too narrow."""
-
 _NOT_HELD_OUT = {"train": "training saw these samples", "val": "these samples chose the checkpoint"}
-_NAMES = {
-    "blank_image": "the same model on blank images",
-    "shuffled_image": "the same model on shuffled images",
-    "absent_image": "the same model without images",
-    "shuffled_text": "the same model on shuffled texts",
-    "absent_text": "the same model without texts",
-    "most_frequent": "the best answer without looking",
-    "nearest_neighbour": "nearest-neighbour retrieval",
-}
 
 
 def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | None, table: str | None) -> dict[str, dict[str, Any]]:
@@ -65,7 +59,8 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
     for split in wanted:
         task.check(data.splits[split], split)  # every fault of the labels, before an answer is made
     suffix = f"@{stage}" if stage is not None and checkpoint != opened.checkpoint() else ""
-    return {split: _evaluate_split(opened, model, task, checkpoint, data, split, f"{split}{suffix}") for split in wanted}
+    columns = NumberBaselines(task, data.splits.get("train", []), columns_of(recipe), recipe.seed) if hasattr(task, "from_values") else None
+    return {split: _evaluate_split(opened, model, task, checkpoint, data, split, f"{split}{suffix}", columns) for split in wanted}
 
 
 def _stop_at_other_data(run: Run, data: PreparedData) -> None:
@@ -88,6 +83,9 @@ def _with_table(recipe: Recipe, data: PreparedData, table: str) -> tuple[Prepare
     if name in data.splits or name in _NOT_HELD_OUT:
         name += "-other"  # never over the result of the recipe's own split, nor under what is said of it
     place = table if table.startswith("hub:") else str(Path(table).expanduser().resolve())
+    if recipe.data.satellite is not None:
+        patches = recipe.data.satellite.model_copy(update={"patches": {**recipe.data.satellite.patches, name: place}})
+        return load_samples(recipe.data.model_copy(update={"satellite": patches})), name
     other = recipe.data.model_copy(update={"tables": {name: place}, "split": None})
     new = load_samples(other, read_images=recipe.reads_images)
     _stop_at_shared(recipe.data, data, new, name)
@@ -126,10 +124,19 @@ def _looks(prepared: PreparedData, samples: Sequence[Sample]) -> dict[str, Any]:
     return {str(sample.image): prepared.fingerprints[sample.sha256] for sample in samples if sample.sha256 in prepared.fingerprints}
 
 
-def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: PreparedData, split: str, file_name: str) -> dict[str, Any]:
+def _evaluate_split(
+    run: Run,
+    model: Graft,
+    task: Task,
+    checkpoint: Path,
+    data: PreparedData,
+    split: str,
+    file_name: str,
+    columns: NumberBaselines | None,
+) -> dict[str, Any]:
     started, recipe, samples = time.monotonic(), run.recipe, data.splits[split]
     config = read_config(checkpoint)
-    answers = _all_answers(recipe, model, task, config, data, split)
+    answers = _all_answers(recipe, model, task, config, data, split, columns)
     scored = {system: task.score(given, samples) for system, given in answers.items()}
     drawing = Drawing.of(samples, recipe)
     differences = {system: drawing.differences(scored["model"], scores) for system, scores in scored.items() if system != "model"}
@@ -138,15 +145,17 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
         name: None if name in scored["model"].undirected else scored["model"].higher_is_better.get(name, True)
         for name in scored["model"].corpus
     }
-    conclusions = _conclusions(systems, differences, higher_is_better, len(samples))
-    if split in _NOT_HELD_OUT:
-        conclusions.insert(0, f"Not held out: {_NOT_HELD_OUT[split]}.")
-    if not run.is_finished(config["stage"]):
-        left = "what validation settles at its end, such as a threshold, is not settled"
-        conclusions.insert(0, f"Not finished: stage {config['stage']} has not trained to its end, and {left}.")
+    details, about = task.details(answers["model"], samples), _said_of(data, split)
+    result_of = systems, differences, higher_is_better, len(samples)
+    sentences = [*_cautions(run, config, split, about), *(against_all(*result_of) if columns is not None else [])]
+    if about["noise_floor"] is not None:
+        unit = f" {details['unit']}" if details.get("unit") else ""
+        sentences.append(f"No model can be expected below the noise floor of these samples, {about['noise_floor']:g}{unit}.")
+    sentences += against_each(*result_of)
+    sentences += of_intervals(systems["model"], (details.get("intervals") or {}).get("level"))
     if config["metric"] != "val_loss" or task.decision:
         chosen = f"the checkpoint, by {config['metric']}" + (f", and {' and '.join(task.decision)}" if task.decision else "")
-        conclusions.append(f"Validation alone chose {chosen}.")
+        sentences.append(f"Validation alone chose {chosen}.")
     result = {
         "schema": SCHEMA,
         "recipe": recipe.recipe,
@@ -155,6 +164,7 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
         "held_out": _held_out(recipe.data, split),
         "num_samples": len(samples),
         "data": {"name": recipe.data.name, "about": recipe.data.about, "sha256": data.split_sha256[split]},
+        **about,
         "checkpoint": {
             **{key: config[key] for key in ("stage", "epoch", "step", "lineage")},
             "path": checkpoint.relative_to(run.folder).as_posix(),
@@ -171,37 +181,73 @@ def _evaluate_split(run: Run, model: Graft, task: Task, checkpoint: Path, data: 
         "resampled": drawing.unit,
         "systems": systems,
         "differences": differences,
-        "slices": _slices(recipe.evaluation.slices, task, answers["model"], samples, drawing),
-        "details": task.details(answers["model"], samples),
-        "conclusions": conclusions,
+        "slices": _slices(recipe.evaluation.slices, task, answers, samples, drawing),
+        "details": details,
+        "conclusions": sentences,
         "samples": f"{file_name}.samples.jsonl",
         "seconds": round(time.monotonic() - started, 1),
     }
     folder = run.folder / "evaluation"
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{file_name}.samples.jsonl", "".join(_sample_lines(samples, answers, scored["model"])))
+    write_atomically(folder / f"{file_name}.samples.jsonl", "".join(_sample_lines(samples, answers, scored["model"], drawing)))
     write_atomically(folder / f"{file_name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
     write_outputs(run, task, file_name, result, answers["model"], samples)
     return result
 
 
+def _said_of(data: PreparedData, split: str) -> dict[str, Any]:
+    """What patches say of themselves: {simulated, noise_floor in the unit of the target}, both None where the data say nothing."""
+    samples = data.splits[split]
+    if not isinstance(samples, PatchRows):
+        return {"simulated": None, "noise_floor": None}
+    floors = samples.facts.get("noise_floor") or {}
+    return {"simulated": bool(samples.facts.get("simulated")), "noise_floor": floors.get(split)}
+
+
+def _cautions(run: Run, config: Mapping[str, Any], split: str, about: Mapping[str, Any]) -> Iterator[str]:
+    """What must be known before any number is read."""
+    if about["simulated"]:
+        yield "Simulated data: these numbers say how the method works, and nothing of real measurements."
+    if not run.is_finished(config["stage"]):
+        left = "what validation settles at its end, such as a threshold, is not settled"
+        yield f"Not finished: stage {config['stage']} has not trained to its end, and {left}."
+    if split in _NOT_HELD_OUT:
+        yield f"Not held out: {_NOT_HELD_OUT[split]}."
+
+
 def _slices(
-    columns: Sequence[str], task: Task, answers: Sequence[Any], samples: Sequence[Sample], drawing: Drawing
+    columns: Sequence[str], task: Task, answers: Mapping[str, Sequence[Any]], samples: Sequence[Sample], drawing: Drawing
 ) -> dict[str, dict[str, Any]]:
-    """Column -> value -> {num_samples, metrics}: the model alone on the samples of each value, the most frequent values first."""
+    """Column -> value -> {num_samples, metrics}: the model on the samples of each value, the most frequent values first.
+
+    Of numbers also {resampled, best_baseline: {system, metrics, differences}}. It is the best on these very samples, which favours it.
+    """
+    rivals = [system for system in answers if system != "model" and not is_damage(system)] if hasattr(task, "from_values") else []
     found: dict[str, dict[str, Any]] = {}
     for column in columns:
         places: dict[str, list[int]] = {}
-        for place, sample in enumerate(samples):
-            places.setdefault(str(sample.meta.get(column, "")), []).append(place)
-        found[column] = {
-            value: {
-                "num_samples": len(where),
-                "metrics": drawing.some(where).table(task.score([answers[place] for place in where], [samples[place] for place in where])),
-            }
-            for value, where in sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_SLICES]
-        }
+        for place, value in enumerate(_values_of(column, samples)):
+            places.setdefault(value, []).append(place)
+        found[column] = {}
+        for value, where in sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_SLICES]:
+            part = taken(samples, where)
+            some = drawing.some(where, part)
+            scored = {system: task.score([answers[system][place] for place in where], part) for system in ("model", *rivals)}
+            entry: dict[str, Any] = {"num_samples": len(where), "metrics": some.table(scored["model"])}
+            if rivals:
+                first = next(iter(scored["model"].corpus))
+                best = min(rivals, key=lambda system: scored[system].corpus[first])
+                differences = some.differences(scored["model"], scored[best])
+                entry["resampled"] = some.unit
+                entry["best_baseline"] = {"system": best, "metrics": some.table(scored[best]), "differences": differences}
+            found[column][value] = entry
     return found
+
+
+def _values_of(column: str, samples: Sequence[Sample]) -> Sequence[str]:
+    if isinstance(samples, PatchRows):
+        return [str(value) for value in samples.column(column)]
+    return [str(sample.meta.get(column, "")) for sample in samples]
 
 
 def _held_out(data: Data, split: str) -> str:
@@ -212,7 +258,13 @@ def _held_out(data: Data, split: str) -> str:
 
 
 def _all_answers(
-    recipe: Recipe, model: Graft, task: Task, config: Mapping[str, Any], data: PreparedData, split: str
+    recipe: Recipe,
+    model: Graft,
+    task: Task,
+    config: Mapping[str, Any],
+    data: PreparedData,
+    split: str,
+    columns: NumberBaselines | None,
 ) -> dict[str, list[Any]]:
     """System -> one answer a sample, the model's own first. Encoders that the run left as they were are read from the feature cache."""
     samples, train = data.splits[split], baselines.retrieval_set(data.splits.get("train", []), recipe.seed)
@@ -229,7 +281,7 @@ def _all_answers(
             augmented=False,
             closing=closing,
         )
-        return _answers_from(recipe, model, task, data, split, train, readers)
+        return _answers_from(recipe, model, task, data, split, train, readers, columns)
 
 
 def _untouched(model: Graft, config: Mapping[str, Any]) -> set[str]:
@@ -250,6 +302,7 @@ def _answers_from(
     split: str,
     searched: Sequence[Sample],
     readers: Mapping[str, Reader],
+    columns: NumberBaselines | None,
 ) -> dict[str, list[Any]]:
     samples, train, settings = data.splits[split], data.splits.get("train", []), recipe.evaluation
     batch_size, workers = settings.batch_size, recipe.data.num_workers
@@ -260,17 +313,17 @@ def _answers_from(
         )
 
     found = {"model": answers(samples, "samples")}
-    for name in _applicable(settings.baselines, model, samples, train, split):
-        if name == "blank_image":
-            found[name] = answers(samples, "blank images", image=baselines.blank(model, "image"))
-        elif name == "shuffled_image":
-            found[name] = answers(baselines.shuffled_images(samples, recipe.seed), "shuffled images")
-        elif name == "absent_image":
-            found[name] = answers(samples, "no images", image=baselines.absent(model, "image"))
-        elif name == "shuffled_text":
-            found[name] = answers(baselines.shuffled_texts(samples, recipe.seed), "shuffled texts")
-        elif name == "absent_text":
-            found[name] = answers(samples, "no texts", text=baselines.absent(model, "text"))
+    for name in _applicable(settings.baselines, model, samples, train, split, columns):
+        how, _, modality = name.partition("_")
+        if how == "blank":
+            found[name] = answers(samples, f"blank {modality}s", **{modality: baselines.blank(model, modality)})
+        elif how == "shuffled":
+            given, instead = baselines.shuffled(modality, model, samples, readers, recipe.seed)
+            found[name] = answers(given, f"shuffled {modality}", **instead)
+        elif how == "absent":
+            found[name] = answers(samples, f"no {modality}", **{modality: baselines.absent(model, modality)})
+        elif columns is not None and name in COLUMN_BASELINES:
+            found[name] = columns.answers(name, samples)
         elif name == "most_frequent":
             found[name] = [task.prior(train)] * len(samples)
         else:
@@ -278,61 +331,45 @@ def _answers_from(
     return found
 
 
-def _applicable(names: Sequence[str], model: Graft, samples: Sequence[Sample], train: Sequence[Sample], split: str) -> Iterator[str]:
+def _applicable(
+    names: Sequence[str], model: Graft, samples: Sequence[Sample], train: Sequence[Sample], split: str, columns: NumberBaselines | None
+) -> Iterator[str]:
     """The baselines that mean something here; what the data are too few for is said."""
-    different = {"image": len({sample.image for sample in samples}), "text": len({sample.text for sample in samples})}
     for name in names:
         how, _, modality = name.partition("_")
         if how in ("blank", "shuffled", "absent"):
             if modality not in model.encoders or (how == "absent" and len(model.encoders) < 2):
                 continue
-            if how == "shuffled" and different[modality] < 2:
+            if how == "shuffled" and not baselines.can_be_shuffled(modality, model, samples):
                 log.warning("%s: fewer than two %ss, so no baseline %s", split, modality, name)
                 continue
+        elif name in COLUMN_BASELINES and columns is None:
+            continue
         elif not train:
             log.warning("%s: no training split, so no baseline %s", split, name)
+            continue
+        elif columns is not None and name in COLUMN_BASELINES and (missing := columns.missing(name, samples)):
+            log.info("%s: no baseline %s: %s", split, name, missing)
             continue
         yield name
 
 
-def _conclusions(
-    systems: Mapping[str, Any], differences: Mapping[str, Any], higher_is_better: Mapping[str, bool | None], num_samples: int
-) -> list[str]:
-    """One sentence a baseline on the task's first metric with paired differences: better, worse, or not to be told apart."""
-    known = {name for name in systems["model"] if all(table.get(name, {}).get("low") is not None for table in differences.values())}
-    metric = next((name for name in systems["model"] if name in known), None)
-    if metric is None:
-        return []
-    sentences = []
-    for system, table in differences.items():
-        gap = table[metric]
-        low, high = (gap["low"], gap["high"]) if higher_is_better.get(metric, True) else (-gap["high"], -gap["low"])
-        shown_gap = f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-        name = _NAMES.get(system, system)
-        if num_samples < MIN_SAMPLES:
-            sentences.append(f"The model against {name} on {metric}: too few samples ({num_samples}) to tell; {shown_gap}.")
-        elif low > 0:
-            sentences.append(f"The model beats {name} on {metric} by {shown_gap}.")
-        elif high < 0:
-            sentences.append(f"The model loses to {name} on {metric}: {shown_gap}.")
-        else:
-            sentences.append(f"The model cannot be told apart from {name} on {metric}: {shown_gap}.")
-    return sentences
-
-
-def _sample_lines(samples: Sequence[Sample], answers: Mapping[str, Sequence[str]], scores: Scores) -> list[str]:
-    lines = []
+def _sample_lines(samples: Sequence[Sample], answers: Mapping[str, Sequence[Any]], scores: Scores, drawing: Drawing) -> Iterator[str]:
+    places: dict[Path, str] = {}
     for place, sample in enumerate(samples):
+        if sample.image is not None and sample.image not in places:
+            places[sample.image] = str(sample.image.resolve())
         row = {
             "id": sample.id,
-            "image": str(sample.image.resolve()) if sample.image is not None else None,
+            "image": places[sample.image] if sample.image is not None else None,
+            **({"record": sample.record} if sample.record is not None else {}),
             "text": sample.text,
             "group": sample.group,
+            **({"drawn_with": drawing.groups[place]} if drawing.groups is not None else {}),
             "prompt": sample.prompt,
             "references": list(sample.references),
             "answers": {system: given[place] for system, given in answers.items()},
             "scores": {name: values[place] for name, values in scores.per_sample.items()},
-            "meta": dict(sample.meta),
+            "meta": {name: None if value != value else value for name, value in sample.meta.items()},  # JSON knows no NaN
         }
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    return lines
+        yield json.dumps(row, ensure_ascii=False) + "\n"

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import random
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eyegraft.data.batches import derived_seed
+from eyegraft.config import Recipe
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.evaluation._number_models import Boosting, Climatology, ElevationLinear, Floats, Model, Ridge, Table
+from eyegraft.evaluation.baselines import drawn
+from eyegraft.registry import configured
 from eyegraft.tasks import Task
 from eyegraft.types import ColumnSpec, Sample
 
@@ -62,19 +63,20 @@ class NumberBaselines:
             return "scikit-learn is not installed: pip install 'eyegraft[satellite]'"
         return _lacking(name, self._fitted_on()[0]) or _lacking(name, self._table(samples))
 
-    def values(self, name: str, samples: Sequence[Sample]) -> list[float]:
-        """One number a sample, in the unit of the target."""
+    def answers(self, name: str, samples: Sequence[Sample]) -> list[Any]:
+        """One answer a sample, without intervals."""
         if name not in self._models:
             table, targets = self._fitted_on()
             model = _MODELS[name]()
             model.fit(table, targets, self._seed)
             self._models[name] = model
-        found: list[float] = self._models[name].predict(self._table(samples)).tolist()
+        task: Any = self._task
+        found: list[Any] = task.from_values(self._models[name].predict(self._table(samples)).tolist())
         return found
 
     def _fitted_on(self) -> tuple[Table, Floats]:
         if self._known is None:
-            rows = drawn(with_numbers(self._train), MAX_ROWS, "tabular", self._seed)
+            rows = drawn(self._train, MAX_ROWS, "tabular", self._seed)
             self._known = table_of(rows, self._columns), truth_of(self._task, rows)
         return self._known
 
@@ -84,20 +86,12 @@ class NumberBaselines:
         return self._asked[1]
 
 
-def drawn(samples: Sequence[Sample], limit: int, purpose: str, seed: int) -> Sequence[Sample]:
-    """The samples, or a seeded draw of so many, in their order."""
-    if len(samples) <= limit:
-        return samples
-    places = sorted(random.Random(derived_seed(purpose, seed)).sample(range(len(samples)), limit))
-    return samples.take(places) if isinstance(samples, PatchRows) else [samples[place] for place in places]
-
-
-def with_numbers(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Patches that have a target; a table without one was refused before."""
-    if not isinstance(samples, PatchRows):
-        return samples
-    there = np.isfinite(samples.targets)
-    return samples if there.all() else samples.take(np.flatnonzero(there))
+def columns_of(recipe: Recipe) -> ColumnSpec | None:
+    """The further columns that the recipe's context encoder names, whether or not the model has that encoder."""
+    if recipe.context_encoder is None:
+        return None
+    config: Any = configured("encoders", recipe.context_encoder)[1]
+    return ColumnSpec(tuple(config.numbers), dict(config.cyclic), dict(config.categories))
 
 
 def truth_of(task: Task, samples: Sequence[Sample]) -> Floats:
