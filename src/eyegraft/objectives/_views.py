@@ -144,7 +144,8 @@ def picture_view(pixels: Tensor, views: PictureViews, *, local: bool = False) ->
     mirrored = torch.where(_coin(pixels, views.flip).flatten(), -side, side)
     nothing = torch.zeros_like(side)
     affine = torch.stack([torch.stack([mirrored, nothing, place[:, 0]], 1), torch.stack([nothing, side, place[:, 1]], 1)], 1)  # [B, 2, 3]
-    view = F.grid_sample(pixels, F.affine_grid(affine, list(pixels.shape), align_corners=False), align_corners=False)
+    places = F.affine_grid(affine, list(pixels.shape), align_corners=False)
+    view = F.grid_sample(pixels, places, padding_mode="border", align_corners=False)
     grey, middle = view.mean(1, keepdim=True), view.mean((2, 3), keepdim=True)
     view = grey + (view - grey) * (1 + _around_zero(view, views.saturation))
     view = middle + (view - middle) * (1 + _around_zero(view, views.contrast))

@@ -37,7 +37,7 @@ class Config(Strict):
     student_temperature, teacher_temperature: the lower, the sharper.
     centre_momentum: of the running mean of the teacher's answers.
     num_local_views: smaller views that the student sees besides, each a forward more.
-    pooling: the vector of a picture: the mean of its tokens, or the class token.
+    pooling: the vector of a picture: `cls` its class token, `mean` the mean of its tokens, `auto` the class token where there is one.
     patch_views, picture_views: how views differ.
     """
 
@@ -49,7 +49,7 @@ class Config(Strict):
     teacher_temperature: Rate = 0.04
     centre_momentum: Fraction = 0.9
     num_local_views: NonNegative = 0
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["auto", "cls", "mean"] = "auto"
     patch_views: PatchViews = PatchViews()
     picture_views: PictureViews = PictureViews()
 
@@ -76,6 +76,7 @@ class DINO(nn.Module):
     head: ProjectionHead
     teacher: Average
     teacher_head: Average
+    takes_class_token: bool
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -85,7 +86,9 @@ class DINO(nn.Module):
 
     def attach(self, model: Any) -> None:
         encoder, config = model.encoders[MODALITY], self.config
-        if layout(model, "dino").num_prefix < 1 and config.pooling == "cls":
+        has_class_token = layout(model, "dino").num_prefix > 0
+        self.takes_class_token = config.pooling == "cls" or (config.pooling == "auto" and has_class_token)
+        if self.takes_class_token and not has_class_token:
             raise PartError(
                 "objective dino with pooling=cls, but the encoder gives no class token", "pooling=mean", "set objective.pooling=mean"
             )
@@ -125,16 +128,17 @@ class DINO(nn.Module):
         return Loss(losses * there, there, notes)
 
     def _pooled(self, tokens: Tokens) -> Tensor:
-        if self.config.pooling == "cls":
+        if self.takes_class_token:
             return tokens.values[:, 0]
-        real = tokens.mask[:, tokens.num_prefix :].unsqueeze(-1)
-        return tokens.values[:, tokens.num_prefix :].where(real, 0.0).sum(1) / real.sum(1).clamp(min=1)
+        real = tokens.mask.unsqueeze(-1)
+        return tokens.values.where(real, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
     def after_step(self, done: float, means: Mapping[str, Tensor]) -> None:
         momentum = teacher_momentum(self.config.momentum, done)
         self.teacher.update(momentum)
         self.teacher_head.update(momentum)
-        self.centre.lerp_(means["centre"], 1 - self.config.centre_momentum)
+        begun = bool(self.centre.any())  # the first mean is taken whole: until a centre is known, all that is taught is one cluster
+        self.centre.lerp_(means["centre"], 1 - self.config.centre_momentum if begun else 1.0)
 
 
 def teacher_momentum(start: float, done: float) -> float:
