@@ -14,8 +14,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from eyegraft.report import markdown as md
 from eyegraft.report import write_report
-from eyegraft.report.listing import _code, _text
 from eyegraft.report.words import probability
 
 _spec = importlib.util.spec_from_file_location("report_listing_run_folder", Path(__file__).with_name("run_folder.py"))
@@ -144,9 +144,9 @@ def test_another_drive_is_named_in_full(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("value", ["a*b*", "`x` ``y``", "[a](b)", "<b>", "1 | 2", "\\*", "&amp;", "~~no~~", "$x$", "![a](b)", "__a__"])
 def test_any_text_is_shown_as_it_is(value: str) -> None:
-    inline = parsed(f"- text: {_text(value)}")
+    inline = parsed(f"- text: {md.text(value)}")
     assert [shown_text(token) for token in inline if token.type == "inline"] == [f"text: {value}"]
-    code = [token for token in parsed(f"- path: {_code(value)}") if token.type == "code_inline"]
+    code = [token for token in parsed(f"- path: {md.code(value)}") if token.type == "code_inline"]
     assert [token.content for token in code] == [value]
 
 

@@ -98,7 +98,7 @@ def _axis(unit: str, what: str) -> str:
 
 
 def _x(field: str, title: str, **more: Any) -> dict[str, Any]:
-    return {"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 5}, **more}
+    return {"field": field, "type": "quantitative", "title": title, "axis": {"tickCount": 5, "labelFlush": False}, **more}
 
 
 def _y(field: str, title: str, **more: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _density(bins: Hexagons, steps: Sequence[int], unit: str, side: int) -> dict
     shade = [SHADES[sum(count >= step for step in steps) - 1] for _, _, count in bins.cells]
     cells = [{"x": round(cx, 6), "y": round(cy, 6), "o": shown} for (cx, cy, _), shown in zip(bins.cells, shade, strict=True)]
     across = side / HEXAGONS / math.sqrt(3)  # the radius of a hexagon whose width is one column
-    mark = {"type": "point", "shape": _HEXAGON, "size": (2 * across) ** 2, "fill": MODEL, "strokeWidth": 0, "clip": True}
+    mark = {"type": "point", "shape": _HEXAGON, "size": (2 * across) ** 2, "color": MODEL, "fill": MODEL, "strokeWidth": 0, "clip": True}
     ends = [{"x": bins.low, "y": bins.low}, {"x": bins.high, "y": bins.high}]
     opacity = {"field": "o", "type": "quantitative", "scale": None}
     diagonal = {"type": "line", "color": INK, "strokeDash": [4, 4], "strokeWidth": 1.1}
@@ -149,7 +149,7 @@ def _residuals(numbers: Numbers, rival: str | None, side: int) -> dict[str, Any]
     every = np.concatenate([np.abs(numbers.errors), np.abs(known)])
     reach = float(np.quantile(every, 0.995)) or 1.0
     edges = np.linspace(-reach, reach, RESIDUAL_BINS + 1)
-    x = _x("low", _axis(numbers.unit, "error, answer less truth"), axis={"tickCount": 7})
+    x = _x("low", _axis(numbers.unit, "error, answer less truth"), axis={"tickCount": 7, "labelFlush": False})
     y = _y("share", "share of samples", axis={"tickCount": 4, "minExtent": 34, "format": "~%"})
     layers: list[dict[str, Any]] = [
         {
@@ -180,7 +180,7 @@ def _bins(values: Floats, edges: Floats) -> list[dict[str, float]]:
 def _coverage(levels: Sequence[Level], side: int) -> dict[str, Any]:
     rows = [{"nominal": level.nominal, "measured": level.measured, "used": level.in_use} for level in levels]
     least = max(0.0, math.floor(10 * min(min(level.nominal, level.measured) for level in levels)) / 10)
-    unit, axis = {"domain": [least, 1.0], "nice": False}, {"tickCount": 5, "format": "~%"}
+    unit, axis = {"domain": [least, 1.0], "nice": False}, {"tickCount": 5, "format": "~%", "labelFlush": False}
     x = _x("nominal", "level of the intervals", scale=unit, axis=axis)
     y = _y("measured", "share that holds the truth", scale=unit, axis={**axis, "minExtent": 34})
     ends = [{"nominal": least, "measured": least}, {"nominal": 1.0, "measured": 1.0}]
@@ -206,18 +206,19 @@ def _coverage(levels: Sequence[Level], side: int) -> dict[str, Any]:
     }
 
 
-def slice_chart(rows: Sequence[Mapping[str, Any]], values: Sequence[str], unit: str, metric: str, width: int) -> Markup:
+def slice_chart(rows: Sequence[Mapping[str, Any]], values: Sequence[str], unit: str, metric: str, width: int, limit: int) -> Markup:
     """A dot and interval of the model for each value of a column, the best baseline beside it.
 
     Args:
         rows: {slice, value, low, high, model}; low and high may be None.
-        values: from top to bottom.
+        values: from top to bottom; longer than `limit` pixels they are cut.
     """
-    labels = {"labelColor": INK, "labelFontSize": 12, "minExtent": 104, "labelLimit": 130}
+    room = min(limit + 12, round(7.2 * max(map(len, values), default=0)))  # for fonts wider than the one that is measured
+    labels = {"labelColor": INK, "labelFontSize": 12, "minExtent": room, "labelLimit": limit}
     y = {"field": "slice", "type": "nominal", "sort": list(values), "title": None, "axis": labels}
     shift = {"field": "model", "type": "nominal", "sort": [True, False], "scale": {"paddingOuter": 0.6}}
     colour = {"condition": {"test": "datum.model", "value": MODEL}, "value": OTHER}
-    x = _x("value", _axis(unit, metric), scale={"zero": True})
+    x = _x("value", _axis(unit, metric), scale={"zero": True}, axis={"tickCount": 4, "labelFlush": False})
     size = {"condition": {"test": "datum.model", "value": 80}, "value": 50}
     fill = {"condition": {"test": "datum.model", "value": MODEL}, "value": None}
     layers = [

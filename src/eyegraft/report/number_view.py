@@ -165,9 +165,9 @@ def levels_note(details: Mapping[str, Any], known: Sequence[Level], coverage: Fi
     used = next((level for level in known if level.in_use), None)
     if used is None:
         return ""
-    said = f"Intervals of {_percent(used.nominal)} hold the truth in {_percent(used.measured)} of the samples"
+    said = f"Intervals of {percent(used.nominal)} hold the truth in {percent(used.measured)} of the samples"
     if coverage.low is not None and coverage.high is not None:
-        said += f" (95 % interval {_percent(coverage.low)} to {_percent(coverage.high)})"
+        said += f" (95 % interval {percent(coverage.low)} to {percent(coverage.high)})"
         if coverage.high < used.nominal:
             said += ", fewer than they say: rows of this kind are harder than those of validation"
         elif coverage.low > used.nominal:
@@ -176,7 +176,7 @@ def levels_note(details: Mapping[str, Any], known: Sequence[Level], coverage: Fi
     return f"{said}. Their widths come from the errors on {source} (split conformal prediction)."
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
@@ -201,7 +201,7 @@ def _slice_view(column: str, rows: Sequence[Slice], unit: str, metric: str) -> S
     ]
     names = [row.value or "(empty)" for row in ordered]
     shown = len({row["slice"] for row in drawn}) > 1
-    wide, narrow = (slice_chart(drawn, names, unit, words.bare(metric), width) if shown else None for width in (330, 206))
+    wide, narrow = (slice_chart(drawn, names, unit, words.bare(metric), *size) if shown else None for size in ((290, 180), (196, 120)))
     return SliceView(column, ordered, wide, narrow, any(row.rival_figure.value is not None for row in ordered))
 
 

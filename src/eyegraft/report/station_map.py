@@ -26,6 +26,8 @@ from eyegraft.report import words
 from eyegraft.report.numbers import Station
 
 NUM_SHADES = 5
+_USUAL = 0.9
+"""Share of the stations that the classes are made for."""
 NUM_NAMED = 3
 """Worst stations that have their name on the map."""
 _STEPS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 45.0)
@@ -102,24 +104,21 @@ def _placed(stations: Sequence[Station]) -> list[Placed]:
 
 def _rmse_map(placed: Sequence[Placed], unit: str) -> StationMap:
     values = [station.rmse for station, _, _ in placed]
-    edges = _edges(min(values), max(values))
+    edges = _edges(values)
 
     def mark(station: Station, x: float, y: float) -> str:
-        shade = sum(station.rmse >= edge for edge in edges[1:-1])
+        shade = sum(station.rmse >= edge for edge in edges[1:])
         return _circle(x, y, 3.2 + 1.15 * shade, f"s{shade}", station)
 
-    shown = [f"{edge:g}" for edge in edges]
-    keys = [
-        Key(_swatch(_circle(9, 9, 3.2 + 1.15 * shade, f"s{shade}")), f"{low} to {high}")
-        for shade, (low, high) in enumerate(pairwise(shown))
-    ]
+    said = [f"{low:g} to {high:g}" for low, high in pairwise(edges)] + [f"{edges[-1]:g} or more"]
+    keys = [Key(_swatch(_circle(9, 9, 3.2 + 1.15 * shade, f"s{shade}")), text) for shade, text in enumerate(said)]
     about = f"RMSE of {len(placed)} stations{f' in {unit}' if unit else ''}, from {min(values):.2f} to {max(values):.2f}"
     return _drawn("RMSE", about, keys, placed, mark, unit)
 
 
 def _bias_map(placed: Sequence[Placed], unit: str) -> StationMap:
-    size = max(abs(station.bias or 0.0) for station, _, _ in placed)
-    step = _nice(size / 2.5) if size else 1.0
+    usual = float(np.quantile([abs(station.bias or 0.0) for station, _, _ in placed], _USUAL))
+    step = _nice(usual / 2.5) if usual else 1.0
 
     def shade_of(bias: float) -> int:
         """-2 to 2, in steps around a middle that counts as none."""
@@ -138,14 +137,13 @@ def _bias_map(placed: Sequence[Placed], unit: str) -> StationMap:
     return _drawn("Bias", about, keys, placed, mark, unit)
 
 
-def _edges(low: float, high: float) -> list[float]:
-    """Ends of `NUM_SHADES` classes of one width, in round numbers, from below the least value to above the largest."""
-    step = _nice((high - low) / NUM_SHADES) if high > low else _nice(high / NUM_SHADES or 1.0)
+def _edges(values: Sequence[float]) -> list[float]:
+    """Where each of `NUM_SHADES` classes begins, in round steps: nine of ten stations share all but the last, which is open. One station
+    that is far off would otherwise put all others into one class."""
+    low, high = min(values), float(np.quantile(values, _USUAL))
+    step = _nice((high - low) / (NUM_SHADES - 1) or high / NUM_SHADES or 1.0)
     start = math.floor(low / step + 1e-9) * step
-    while start + NUM_SHADES * step < high:
-        step = _nice(step * 1.01)
-        start = math.floor(low / step + 1e-9) * step
-    return [round(start + number * step, 9) for number in range(NUM_SHADES + 1)]
+    return [round(start + number * step, 9) for number in range(NUM_SHADES)]
 
 
 def _nice(value: float) -> float:

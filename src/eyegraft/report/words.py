@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eyegraft.report.reading import finite, mapping
+from eyegraft.report.reading import Figure, finite, mapping
 
 SYSTEM_LABELS = {
     "model": "Model",
@@ -137,6 +137,10 @@ def score(value: Any) -> str:
     """A figure of a table, where the smoothing of a metric may leave traces such as 3e-18 that say nothing."""
     amount = finite(value)
     return "<0.001" if amount is not None and 0 < amount < 0.0005 else number(amount)
+
+
+def ends(entry: Figure) -> str:
+    return f"{number(entry.low)} to {number(entry.high)}" if entry.known else "–"
 
 
 def probability(value: Any) -> str:
