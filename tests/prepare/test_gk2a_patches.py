@@ -259,7 +259,7 @@ def test_killed_twice_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(whol
         until = clock.monotonic() + 60
         while process.poll() is None and len(list((whole_world / "patches").glob("*/shard-*"))) == begun and clock.monotonic() < until:
             clock.sleep(0.005)
-        clock.sleep(draw.uniform(0, 0.15))
+        clock.sleep(draw.uniform(0, 0.08))
         process.kill()
         moments.append(process.wait())
     assert moments[0] == -9  # it was at work
@@ -322,6 +322,9 @@ def test_an_index_of_another_grid_or_clock(world: Path) -> None:
         build(world, area="fd")
     path = world / "index" / "index_train.csv"
     table = pd.read_csv(path, keep_default_na=False)
+    table.assign(lat=40.0, lon=-60.0).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"station 108 at 40 N -60 E has the pixel 463, 542; on the grid fd it lies beyond the disk"):
+        build(world, area="fd")
     table.assign(timestamp_utc=pd.to_datetime(table["timestamp_utc"]) + pd.Timedelta(hours=9)).to_csv(path, index=False)
     with pytest.raises(DataError, match=r"at 2022-07-01 12:00:00 UTC on the grid ko(.|\n)*2022-07-01 03:00 UTC(.|\n)*are UTC"):
         build(world)

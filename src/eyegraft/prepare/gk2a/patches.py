@@ -174,12 +174,14 @@ def _window(table: Any, area: str, patch_size: int) -> Window:
     places = table[["stn", "lat", "lon", "pixel_x", "pixel_y"]].drop_duplicates()
     column, row = grid.to_pixel(places["lon"].to_numpy(), places["lat"].to_numpy())
     away = np.maximum(np.abs(column - places["pixel_x"]), np.abs(row - places["pixel_y"])).to_numpy()
-    if np.nanmax(away, initial=0) > _MISPLACED:
-        worst = places.iloc[int(np.nanargmax(away))]
-        place = int(np.nanargmax(away))
+    away = np.where(np.isnan(away), np.inf, away)  # beyond the disk
+    if away.max() > _MISPLACED:
+        place = int(away.argmax())
+        worst = places.iloc[place]
+        where = f"at {column[place]:.1f}, {row[place]:.1f}" if np.isfinite(away[place]) else "beyond the disk"
         raise DataError(
             f"station {worst['stn']} at {worst['lat']:g} N {worst['lon']:g} E has the pixel {worst['pixel_x']}, {worst['pixel_y']}; "
-            f"on the grid {area} it lies at {column[place]:.1f}, {row[place]:.1f}",
+            f"on the grid {area} it lies {where}",
             f"an index of the grid {area} of 2 km, columns and rows from 0",
             "set prepare.area to the grid of the index, or build the index anew",
         )
