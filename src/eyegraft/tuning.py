@@ -80,7 +80,7 @@ def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None =
     for name, part in model.parts().items():
         _add(plan, model, name, part, _tune_of(name, part, settings, objective, reached), settings)
     if objective is not None:
-        _stop_where_nothing_read_trains(plan, objective, reached)
+        _stop_where_nothing_read_trains(plan, objective, reached, settings)
         attach: Any = getattr(objective, "attach", None)
         if attach is not None:
             attach(model)
@@ -124,14 +124,16 @@ def _tune_of(name: str, part: nn.Module, settings: Settings, objective: Any, rea
     return Tune(mode="frozen")
 
 
-def _stop_where_nothing_read_trains(plan: TrainablePlan, objective: Any, reached: set[str]) -> None:
-    """An objective that learns from tokens alone would teach its own decoder, and nobody after it would see that."""
+def _stop_where_nothing_read_trains(plan: TrainablePlan, objective: Any, reached: set[str], settings: Settings) -> None:
+    """An objective that learns from tokens alone would teach its own decoder, and no later stage would know of it."""
     if getattr(objective, "reads", ()) and not plan.groups:
-        names = shown(sorted(reached))
+        names, way = shown(sorted(reached)), f"set stages.NAME.tune.{min(reached)}=full (or lora, last_n)"
+        if settings.freeze_backbone is not None:
+            way = "set stages.NAME.freeze_backbone=false with finetune_layers=-1 (or N, or lora.enabled=true)"
         raise RecipeError(
-            f"objective {_kind(objective)} in a stage where {names} is frozen: nothing of it would be kept",
+            f"objective {_kind(objective)} in a stage where {names} is frozen: nothing that it learns would be kept",
             f"{names} with mode lora, last_n or full",
-            f"set stages.NAME.tune.{min(reached)}=full (or lora, last_n) for the stage of this objective",
+            f"{way} for the stage of this objective",
         )
 
 
