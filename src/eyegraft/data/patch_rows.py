@@ -126,8 +126,9 @@ class PatchRows(Sequence[Sample]):
 
     def column(self, name: str) -> Column:
         """[N] `station` (text), `time` (datetime64[s], UTC), `lat`, `lon` (degrees), `gsd_m`, `elevation_m` and `sza_deg` (of the middle
-        pixel, NaN where the store has no such map), `hour_utc` (0 to 24), `day_of_year` (1 to 367), `month`, `igbp` (land cover class, -1
-        where there is none), `pixel_x`, `pixel_y` (-1 where there is none); or a text that results are given by (`config.PATCH_SLICES`).
+        pixel, NaN where the store has no such map), `hour_utc` (0 to 24), `day_of_year` (1 to 367), `day` (the whole of it), `month`,
+        `igbp` (land cover class, -1 where there is none), `pixel_x`, `pixel_y` (-1 where there is none); or a text that results are given
+        by (`config.PATCH_SLICES`).
 
         Raises:
             DataError: another name.
@@ -224,6 +225,7 @@ _COLUMNS: dict[str, Callable[[PatchRows], Column]] = {
     "sza_deg": lambda rows: rows._middle("sza"),
     "hour_utc": _hour,
     "day_of_year": _day,
+    "day": lambda rows: _day(rows).astype(np.int64),
     "month": _month,
     "igbp": _class,
     "pixel_x": _pixel(0),
