@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,8 @@ from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.patch_store import PatchStore, Schema
 from eyegraft.data.patch_writer import write_shards
 from eyegraft.evaluation.conclusions import against_each
-from eyegraft.evaluation.drawing import Drawing
-from eyegraft.evaluation.run import _sample_lines
+from eyegraft.evaluation.drawing import Drawing, _stations
+from eyegraft.evaluation.run import _sample_lines, _slices
 from eyegraft.sensors import GK2A_AMI
 from eyegraft.tasks.regress import Config, RegressTask
 
@@ -135,7 +133,8 @@ def add_evaluation(folder: Path, split: str, task: RegressTask, rows: PatchRows,
         "boosting": plain(rows.targets + draw.normal(0.1, 2.1, len(rows))),
     }
     scored = {system: task.score(said, rows) for system, said in given.items()}
-    drawing = Drawing(len(rows), None, f"{len(rows)} samples", 60, 0)
+    groups, unit = _stations(rows)
+    drawing = Drawing(len(rows), groups, unit, 60, 0)
     systems = {system: drawing.table(scores) for system, scores in scored.items()}
     differences = {system: drawing.differences(scored["model"], scores) for system, scores in scored.items() if system != "model"}
     directions = {name: None if name in scored["model"].undirected else scored["model"].higher_is_better[name] for name in systems["model"]}
@@ -150,37 +149,12 @@ def add_evaluation(folder: Path, split: str, task: RegressTask, rows: PatchRows,
         "resampled": drawing.unit,
         "systems": systems,
         "differences": differences,
-        "slices": _slices(task, given, rows, drawing),
+        "slices": _slices(PATCH_SLICES, task, given, rows, drawing),
         "details": task.details(given["model"], rows),
         "conclusions": against_each(systems, differences, directions, len(rows)),
         "simulated": True,
         "noise_floor": 0.85,
     }
     folders.write_json(folder / "evaluation" / f"{split}.json", entry)
-    lines = [json.loads(line) for line in _sample_lines(list(rows), given, scored["model"], drawing)]
-    lines = [{"record": record, **line} for record, line in zip(rows.rows.tolist(), lines, strict=True)]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    text = "".join(_sample_lines(rows, given, scored["model"], drawing))
     (folder / "evaluation" / f"{split}.samples.jsonl").write_text(text, encoding="utf-8")
-
-
-def _slices(task: RegressTask, given: dict[str, list[Any]], rows: PatchRows, drawing: Drawing) -> dict[str, Any]:
-    """As the evaluation writes them: the most frequent values first, the best baseline of each beside the model."""
-    found: dict[str, Any] = {}
-    for column in PATCH_SLICES:
-        values = rows.column(column).astype(str)
-        names, counts = np.unique(values, return_counts=True)
-        found[column] = {}
-        for place in np.argsort(-counts, kind="stable")[:20]:
-            where = np.flatnonzero(values == names[place])
-            tables = {
-                system: drawing.some(where.tolist(), rows.take(where)).table(task.score([said[row] for row in where], rows.take(where)))
-                for system, said in given.items()
-                if system in ("model", "climatology", "boosting")
-            }
-            best = min(("climatology", "boosting"), key=lambda system: tables[system]["rmse_kelvin"]["value"] or math.inf)
-            found[column][str(names[place])] = {
-                "num_samples": int(counts[place]),
-                "metrics": tables["model"],
-                "best_baseline": {"system": best, "metrics": tables[best]},
-            }
-    return found

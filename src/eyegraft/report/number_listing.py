@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from eyegraft.evaluation.conclusions import is_damage
 from eyegraft.report import markdown as md
 from eyegraft.report import words
 from eyegraft.report.number_view import facts_of, levels_note, levels_of, percent, worst_first
 from eyegraft.report.numbers import MODEL, Numbers, Station, read_numbers, stations
 from eyegraft.report.reading import Run, figure, finite, mapping
 from eyegraft.report.slices import Slice, in_order, slices_of
-from eyegraft.report.worths import ABLATIONS
 
 NUM_ROWS = 100
 """Samples that the listing names."""
@@ -81,7 +81,7 @@ def _part(row: Slice) -> list[str]:
 
 
 def _rows(numbers: Numbers) -> Iterator[str]:
-    systems, digits = [system for system in numbers.others if system not in ABLATIONS], numbers.decimals
+    systems, digits = [system for system in numbers.others if not is_damage(system)], numbers.decimals
     rows = []
     for place in worst_first(numbers)[:NUM_ROWS].tolist():
         row, low, high = numbers.rows[place], float(numbers.low[place]), float(numbers.high[place])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from markupsafe import Markup
 
+from eyegraft.evaluation.conclusions import is_damage
 from eyegraft.report import words
 from eyegraft.report.gallery import thumbnail
 from eyegraft.report.number_charts import Panel, panels_of, slice_chart
@@ -18,7 +19,7 @@ from eyegraft.report.patch_pictures import GRADIENT, PatchPictures, Picture, is_
 from eyegraft.report.reading import Figure, Run, figure, finite, mapping
 from eyegraft.report.slices import Slice, in_order, slices_of
 from eyegraft.report.station_map import StationMap, station_maps
-from eyegraft.report.worths import ABLATIONS, Worth, worths_of
+from eyegraft.report.worths import Worth, worths_of
 
 NUM_WORST, NUM_OPEN, NUM_OTHERS = 24, 9, 6
 """Cards of the largest errors, those of them that stand open, and cards drawn at random or of the smallest errors."""
@@ -244,7 +245,7 @@ def _card(numbers: Numbers, place: int, folder: Path, pictures: PatchPictures) -
     others = [
         (words.system_label(system).lower(), words.fixed(value, digits), words.fixed(value - truth, digits, signed=True))
         for system, values in numbers.others.items()
-        if system not in ABLATIONS and np.isfinite(value := float(values[place]))
+        if not is_damage(system) and np.isfinite(value := float(values[place]))
     ]
     return Card(
         id=words.answer_text(row.get("id")),

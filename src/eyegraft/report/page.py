@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
-from eyegraft.evaluation.run import MIN_SAMPLES
+from eyegraft.evaluation.conclusions import MIN_SAMPLES, is_damage
 from eyegraft.files import write_atomically
 from eyegraft.report import charts, words
 from eyegraft.report.gallery import MAX_CARDS, THUMBNAIL_PX, Gallery, build_gallery
@@ -238,7 +238,9 @@ def _chart_rows(table: Mapping[str, Mapping[str, Figure]], systems: Sequence[str
 
 
 def _rival(table: Mapping[str, Mapping[str, Figure]], metric: str, higher: bool) -> str | None:
-    return _best_system(table, [system for system in table if system != MODEL], metric, higher)
+    """The best baseline; the model itself with an input damaged is one only where there is no other."""
+    others = [system for system in table if system != MODEL]
+    return _best_system(table, [system for system in others if not is_damage(system)] or others, metric, higher)
 
 
 def _best_system(table: Mapping[str, Mapping[str, Figure]], systems: Sequence[str], metric: str, higher: bool) -> str | None:

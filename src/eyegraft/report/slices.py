@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eyegraft.evaluation.run import MIN_SAMPLES
+from eyegraft.evaluation.conclusions import MIN_SAMPLES
 from eyegraft.report import words
 from eyegraft.report.reading import Figure, figure, finite, mapping
 

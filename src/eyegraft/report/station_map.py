@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from eyegraft import prepare
-from eyegraft.evaluation.run import MIN_SAMPLES
+from eyegraft.evaluation.conclusions import MIN_SAMPLES
 from eyegraft.report import words
 from eyegraft.report.numbers import Station
 
