@@ -477,3 +477,89 @@ def test_the_output_is_what_it_says(make_graft: Make) -> None:
     assert isinstance(output, Output)
     assert set(output.encoded) == {"image"}
     assert Lora().target_modules == "all-linear"
+
+
+# ── objectives that read encoders, and new layers inside pretrained parts ────────────────────────────────────────────────────────────
+
+
+class Reads(nn.Module):
+    """Reads the encoder's tokens through a layer as wide as they are, against a copy that does not train."""
+
+    reads = ("image",)
+
+    def attach(self, model: Any) -> None:
+        encoder = model.encoders["image"]
+        self.adapted = any("lora" in name for name, _ in encoder.named_parameters())
+        self.trained = sum(parameter.requires_grad for parameter in encoder.parameters())
+        self.head, self.copy = nn.Linear(encoder.token_dim, 2), nn.Linear(encoder.token_dim, 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize("tune", ["lora", "full", {"mode": "last_n", "last_n": 1}])
+def test_an_objective_that_reads_tokens_freezes_what_is_behind(make_graft: Make, tune: Any) -> None:
+    _, model = make_graft()
+    objective = Reads()
+    plan = make_plan(model, settings(vision_encoder=tune), objective=objective)
+    assert objective.trained == sum(name.startswith("encoders") for name in trainable(model)), "it meets the parts as they will train"
+    assert objective.adapted == (tune == "lora")
+    assert {name for name in trainable(model) if not name.startswith("encoders")} == set()
+    rows = {row.part: row for row in plan.rows}
+    assert {part: row.mode for part, row in rows.items() if not row.trainable} == {"connector": "frozen", "head": "frozen"}
+    width = model.encoders["image"].token_dim
+    assert (rows["objective"].trainable, rows["objective"].parameters) == (2 * width + 2, 4 * width + 4)
+    assert [name for group in plan.groups if group["name"].startswith("objective/") for name in group["names"]] == [
+        "objective.head.weight",
+        "objective.head.bias",
+    ]
+    assert not [name for name in plan.saved if name.startswith(("objective", "head", "copy"))]
+    table = plan.table()
+    assert all(part in table for part in ("vision_encoder", "connector", "head", "objective"))
+
+
+def test_tuning_what_an_objective_does_not_read_is_refused(make_graft: Make) -> None:
+    _, model = make_graft()
+    with pytest.raises(RecipeError, match=r"tune\.connector=full under objective .*, which reads vision_encoder") as caught:
+        make_plan(model, settings(vision_encoder="full", connector="full"), objective=Reads())
+    assert "stages.NAME.tune.connector=frozen" in caught.value.fix
+    make_plan(model, settings(vision_encoder="full", connector="frozen"), objective=Reads())
+
+
+def test_an_objective_of_a_frozen_encoder_is_refused(make_graft: Make) -> None:
+    _, model = make_graft()
+    with pytest.raises(RecipeError, match="vision_encoder is frozen: nothing that it learns would be kept") as caught:
+        make_plan(model, settings(), objective=Reads())
+    assert "set stages.NAME.tune.vision_encoder=full" in caught.value.fix
+    words = Settings.model_validate({"freeze_backbone": True})
+    with pytest.raises(RecipeError, match="vision_encoder is frozen") as caught:
+        make_plan(model, words, objective=Reads())
+    assert "freeze_backbone=false" in caught.value.fix
+
+
+def test_an_objective_of_an_encoder_that_is_not_there(make_graft: Make) -> None:
+    _, model = make_graft()
+    objective = Reads()
+    objective.reads = ("text",)
+    with pytest.raises(RecipeError, match=r"reads tokens of text, but the model encodes image(.|\n)*text_encoder"):
+        make_plan(model, settings(vision_encoder="full"), objective=objective)
+
+
+STEM = {"encoders.image.extra_stem.weight", "encoders.image.extra_stem.bias"}
+
+
+@pytest.mark.parametrize(("tune", "trains"), [("frozen", False), ("lora", True), ({"mode": "last_n", "last_n": 1}, True), ("full", True)])
+def test_new_layers_train_wherever_the_pretrained_part_does(
+    make_graft: Make, caplog: pytest.LogCaptureFixture, tune: Any, trains: bool
+) -> None:
+    """Clay's stem for extra maps lies in its first block, and outside of what adapters reach."""
+    sensor = {"name": "two", "bands": [{"name": name, "wavelength_um": 10.0, "unit": "K"} for name in "ab"], "gsd_m": 2000.0}
+    encoder = {"kind": "clay", "size": "tiny", "sensor": sensor, "extra_channels": ["dem"]}
+    plain = {"vision_encoder": encoder, "pooling": {"kind": "mean"}, "connector": None, "fusion": {"kind": "concat"}}
+    _, model = make_graft(**plain, head={"kind": "regressor"}, tasks={"ta": {"kind": "regress"}})
+    with caplog.at_level("INFO", logger="eyegraft"):
+        plan = make_plan(model, settings(vision_encoder=tune))
+    assert (trainable(model) >= STEM) is trains
+    assert plan.saved >= STEM, "no file of weights holds them"
+    held = [name for group in plan.groups for name in group["names"]]
+    assert len(held) == len(set(held))
+    assert ("12,480 new numbers inside it stay as they were drawn" in caplog.text) is not trains
+    if tune in ("frozen", "lora"):
+        assert {name for name in plan.saved if name.startswith("encoders")} == STEM

@@ -88,6 +88,14 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
         "cross_entropy": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}},
         "gaussian_nll": {"plain": lambda folders: {}},
         "huber": {"plain": lambda folders: {}, "early": lambda folders: {"delta": 0.3}},
+        "dino": {
+            "plain": lambda folders: {"num_prototypes": 8, "hidden_dim": 6, "bottleneck_dim": 4},
+            "local-mean": lambda folders: {"num_prototypes": 8, "hidden_dim": 6, "num_local_views": 1, "pooling": "mean"},
+        },
+        "mae": {
+            "plain": lambda folders: {"decoder_dim": 8},
+            "levels": lambda folders: {"decoder_dim": 8, "decoder_depth": 1, "normalise_targets": False, "mask_ratio": 0.5},
+        },
         "mse": {"plain": lambda folders: {}},
         "focal": {"plain": lambda folders: {}, "balanced": lambda folders: {"gamma": 0.5, "class_weights": "balanced"}},
         "softmax": {
@@ -102,6 +110,7 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "classes": lambda folders: {"classes": ["cat", "dog", "새"]},
             "multi-label": lambda folders: {"classes": ["cat", "dog", "새"], "multi_label": True},
         },
+        "pretrain": {"plain": lambda folders: {}},
         "regress": {
             "point": lambda folders: {"target": "ta", "unit": "K"},
             "gaussian": lambda folders: {"unit": "m/s", "distribution": "gaussian"},
@@ -116,15 +125,20 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
 }
 
 
-SPEAKS = {"heads": {"classifier": "labels", "regressor": "labels"}, "tasks": {"classify": "labels", "regress": "numbers"}}
-"""Parts that answer in something else than text keep other promises. To a head numbers are labels."""
+SPEAKS = {
+    "heads": {"classifier": "labels", "regressor": "labels"},
+    "objectives": {"dino": "pixels", "mae": "pixels"},
+    "tasks": {"classify": "labels", "pretrain": "pixels", "regress": "numbers"},
+}
+"""Parts that answer in something else than text keep other promises. To a head numbers are labels; to an objective all that has targets is
+text."""
 
 
 def cases(room: str, *, speaks: str | None = None) -> list[Any]:
     """One case for each sample of each part found in the room's folder, and a failing one for a part without a sample.
 
     Args:
-        speaks: only the parts that speak `text`, `labels` or `numbers`; None: all.
+        speaks: only the parts that speak `text`, `labels`, `numbers` or `pixels`; None: all.
     """
     found = []
     for kind in sorted(kinds(room)):

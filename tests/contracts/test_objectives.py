@@ -1,4 +1,4 @@
-"""Every objective in the folder keeps the promises of `eyegraft.objectives.Objective`."""
+"""Every objective in the folder that reads targets keeps the promises of `eyegraft.objectives.Objective`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_TEXT = ("cross_entropy",)
 OF_TWO_NUMBERS = ("gaussian_nll",)
 """Kinds that read a mean and a spread for each target."""
 
-pytestmark = pytest.mark.parametrize("case", cases("objectives"))
+pytestmark = pytest.mark.parametrize("case", cases("objectives", speaks="text"))
 
 
 @pytest.fixture
