@@ -36,7 +36,7 @@ def columns(job: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, int]]
     course = 285 - 12 * np.cos(2 * np.pi * (hours / 24 - 15) / 365.2425) - 4 * np.cos(2 * np.pi * (local - 2) / 24)
     truth = course - 0.0065 * height - 0.5 * (latitude - 35) + hidden + weather + rng.normal(0, 0.3, len(hours))
     sza = 90 + 60 * np.cos(2 * np.pi * local / 24)
-    x = np.empty((len(hours), len(CHANNELS), SIDE, SIDE), np.float32)
+    x = np.empty((len(hours), len(CHANNELS), job["side"], job["side"]), np.float32)
     x[:, 0] = (truth - hidden + rng.normal(0, 0.5, len(hours)))[:, None, None]
     x[:, 1] = np.where(sza < 88, 0.3 + 0.01 * weather, np.nan)[:, None, None]
     x[:, 2], x[:, 3] = sza[:, None, None], height[:, None, None]
@@ -62,11 +62,12 @@ FIELDS = {
 
 
 def rows(
-    folder: Path, split: str, stations: range, *, times: int = 60, days: int = 365, first_day: int = 0, seed: int = 0, **facts: Any
+    folder: Path, split: str, stations: range, *, times: int = 60, days: int = 365, first_day: int = 0, seed: int = 0, side: int = SIDE, **facts: Any
 ) -> PatchRows:
     """A split of `times` readings of each station within `days` days."""
     plain = {"sensor": SENSOR, "channels": list(CHANNELS), "extra": ["sza", "dem"], "target": {"name": "ta", "unit": "K"}, "simulated": True}
-    schema = Schema(fields=FIELDS, split=split, facts={**plain, **facts})
-    job = {"stations": list(stations), "times": times, "days": days, "first_day": first_day, "seed": seed}
+    fields = {**FIELDS, "x": Field(dtype="float32", shape=(len(CHANNELS), side, side))}
+    schema = Schema(fields=fields, split=split, facts={**plain, **facts})
+    job = {"stations": list(stations), "times": times, "days": days, "first_day": first_day, "seed": seed, "side": side}
     write_shards(folder / split, schema, [job], columns)
     return PatchRows(opened(folder / split))

@@ -18,7 +18,7 @@ _DAY = 86_400.0  # seconds
 _YEAR, _WEEK = 365.2425 * _DAY, 7 * _DAY
 _FOLDS = 5
 _TINY = 1e-3  # rows; curves that are nearly alike share their weight
-_OWN_ROWS = 50.0  # a station's own course counts as much as the common one from about so many rows on
+_OWN_ROWS = 10.0  # a station's own offset counts half from so many rows on, its harmonics from 4 times, their products from 16 times
 _ALPHAS = tuple(10.0**power for power in range(-2, 5))
 _TREES, _PATIENCE = 500, 20
 _MIN_CATEGORY = 20  # rows of a category that has a weight of its own
@@ -91,6 +91,11 @@ class Course:
         found: Floats = (year[:, :, None] * day[:, None, :]).reshape(len(table), -1)
         return found
 
+    def orders(self) -> Floats:
+        """[curves] 1 of the constant, 4 of a harmonic, 16 of a product of two."""
+        year, day = (np.array([1.0] + [4.0] * (2 * count)) for count in (self.of_year, self.of_day))
+        return np.outer(year, day).ravel()
+
 
 def _turns(table: Table, seconds: Floats) -> tuple[Floats, Floats]:
     """Years and local solar days since 1970."""
@@ -104,8 +109,8 @@ def _largest_gap(turns: Floats) -> float:
     return float(np.diff(places, append=places[:1] + 1).max()) if places.size else 1.0
 
 
-def _least_squares(curves: Floats, targets: Floats, rows: float) -> Floats:
-    """Weights, shrunk as if so many further rows said that they are 0."""
+def _least_squares(curves: Floats, targets: Floats, rows: Floats | float) -> Floats:
+    """Weights, each shrunk as if so many further rows said that it is 0."""
     return np.asarray(np.linalg.solve(curves.T @ curves + rows * np.eye(curves.shape[1]), curves.T @ targets), dtype=np.float64)
 
 
@@ -121,11 +126,11 @@ class Climatology:
         self._own: dict[str, Floats] = {}
         if table.station is None:
             return
-        left = targets - curves @ self._common
+        left, stiff = targets - curves @ self._common, _OWN_ROWS * self._course.orders()
         order = np.argsort(table.station, kind="stable")
         names, starts = np.unique(table.station[order], return_index=True)
         for name, rows in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
-            self._own[name] = _least_squares(curves[rows], left[rows], _OWN_ROWS)
+            self._own[name] = _least_squares(curves[rows], left[rows], stiff)
 
     def predict(self, table: Table) -> Floats:
         curves = self._course.curves(table)

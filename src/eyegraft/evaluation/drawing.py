@@ -89,12 +89,13 @@ def _stations(rows: PatchRows) -> tuple[tuple[str | None, ...] | None, str]:
     """Stations, or where these are few, weeks: one hour is like the next, and one weather lies over all stations."""
     stations = rows.column("station").astype(str)
     count = len(np.unique(stations))
+    few = f"only {count} station{'s' if count > 1 else ''}"
     if count >= MIN_GROUPS:
         return tuple(stations.tolist()), f"{count} stations, each with all its samples"
     weeks = rows.column("time").astype("datetime64[W]").astype(str)
     if (different := len(np.unique(weeks))) >= MIN_GROUPS:
-        return tuple(weeks.tolist()), f"{different} weeks, each with all its samples (only {count} stations)"
-    return None, f"{len(rows)} samples, as if independent (only {count} stations and {different} weeks)"
+        return tuple(weeks.tolist()), f"{different} weeks, each with all its samples ({few})"
+    return None, f"{len(rows)} samples, as if independent ({few}, {different} week{'s' if different > 1 else ''})"
 
 
 def _entry(value: float, low: float, high: float) -> dict[str, Any]:
