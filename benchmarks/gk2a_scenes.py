@@ -4,9 +4,9 @@
     python benchmarks/gk2a_scenes.py --small
 
 Sixteen simulated files for each grid, of the published size and form: `ko` 900 x 900 at 2 km, filled everywhere; `fd` 5,500 x 5,500 at
-2 km and, of the visible bands, 11,000 and 22,000 x 22,000, IR105 and VI006 filled everywhere and the others around Korea. `--small` leaves VI006
-around Korea too (to decode it whole takes 6 GB of memory and most of the two minutes). What fills a disk is simulated weather
-around Korea, repeated: its physics are no matter here, its bytes are. Fails when cutting takes more than 5 % of decoding, as a median.
+2 km and, of the visible bands, 11,000 and 22,000 x 22,000, IR105 and VI006 filled everywhere and the others around Korea. `--small` leaves
+VI006 around Korea too (to decode it whole takes 6 GB of memory and most of the two minutes). What fills a disk is simulated weather around
+Korea, repeated: its physics are no matter here, its bytes are. Fails when cutting takes more than 5 % of decoding, as a median.
 """
 
 from __future__ import annotations

@@ -214,6 +214,7 @@ def test_records_come_back_as_they_were_drawn(tmp_path: Path) -> None:
     times = scene_times((2022, 2023), 3, seed=1)
     assert len(set(times)) == 6
     assert {time.year for time in times} == {2022, 2023}
+    assert sorted(time.hour for time in times) == [0, 0, 8, 8, 16, 16]
     drawn = read_stations_at(PLACES, times, 1)
     drawn.loc[4, "ta_k"] = np.nan
     drawn.loc[5, "ta_k"] = 273.15 - 9.0  # written as missing values are

@@ -90,10 +90,12 @@ _CLOUD: Final = np.array([1.0, 1.0, 0.98, 0.97, 0.9, 0.65])
 def scene_times(years: Iterable[int], per_year: int, seed: int = 0) -> list[datetime]:
     """Whole hours in UTC, drawn without repetition: each year's days in equal parts, hours of day and night alike."""
     draw = np.random.default_rng([seed, 1])
+    rest = per_year % 24
+    spread = np.concatenate([np.tile(np.arange(24), per_year // 24), np.arange(rest) * 24 // max(rest, 1)])
     times = []
     for year in years:
         start, days = datetime(year, 1, 1, tzinfo=UTC), 365 / per_year
-        hours = draw.permutation(np.resize(np.arange(24), per_year))
+        hours = draw.permutation(spread)
         times += [start + timedelta(days=int((part + draw.uniform()) * days), hours=int(hour)) for part, hour in enumerate(hours)]
     return times
 

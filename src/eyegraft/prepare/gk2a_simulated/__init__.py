@@ -106,6 +106,7 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         seed=config.seed,
     )
     indexed = gk2a.prepare(indexing, target)
+    indexed.pop("outputs", None)
     facts = _facts(config, stations)
     made = build_patches(
         target,
@@ -118,7 +119,8 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         unlabelled_near=_RADIUS - _HALF_PATCH,
         seed=config.seed,
     )
-    return {"index": indexed, **made, **facts, "scenes": len(scenes)}
+    outputs = [*made["outputs"], "stations.csv", *observations, "scenes/simulation.json"]
+    return {"index": indexed, **made, **facts, "scenes": len(scenes), "outputs": outputs}
 
 
 def scene_plan(config: Config) -> Scenes:
