@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ TINY = Config.model_validate(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     place = tmp_path_factory.mktemp("world")
     return place, prepare(TINY, place)
 
@@ -55,7 +56,7 @@ def test_places_are_real_ones_on_land_and_apart() -> None:
     assert (round(float(incheon_side["lat"]), 2), round(float(incheon_side["lon"]), 2)) == (37.56, 126.79)
 
 
-def test_one_call_makes_all_splits_and_says_what_they_are(made: tuple[Path, dict[str, object]]) -> None:
+def test_one_call_makes_all_splits_and_says_what_they_are(made: tuple[Path, dict[str, Any]]) -> None:
     place, facts = made
     assert facts["simulated"] is True
     for split in (*SPLITS, "unlabelled"):
@@ -75,10 +76,11 @@ def test_one_call_makes_all_splits_and_says_what_they_are(made: tuple[Path, dict
         assert ((y > 240) & (y < 320)).all()
     known, new = (set(PatchStore(place / "patches" / split).read([0, 1], ["stn"])["stn"]) for split in ("train", "test_new_both"))
     assert not known & new
-    assert (place / "patches" / "statistics.json").exists()
+    assert "Michael duPont" in (place / "LICENSES" / "avwx-engine.txt").read_text(encoding="utf-8")
+    assert all((place / name).is_file() for name in facts["outputs"])
 
 
-def test_a_second_call_changes_nothing(made: tuple[Path, dict[str, object]]) -> None:
+def test_a_second_call_changes_nothing(made: tuple[Path, dict[str, Any]]) -> None:
     place, facts = made
     before = {path: path.stat().st_mtime_ns for folder in ("scenes", "observations", "patches") for path in (place / folder).rglob("*.n*")}
     before |= {path: path.stat().st_mtime_ns for path in (place / "observations").iterdir()}
@@ -86,7 +88,7 @@ def test_a_second_call_changes_nothing(made: tuple[Path, dict[str, object]]) -> 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_killed_and_started_again_it_ends_with_the_same_scenes(made: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+def test_killed_and_started_again_it_ends_with_the_same_scenes(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """A real process with a second one beside it, killed while it writes; both end, and the next run makes what is missing."""
     (tmp_path / "main.py").write_text(
         "import sys\nfrom pathlib import Path\nfrom eyegraft.prepare import gk2a_simulated\n"

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from eyegraft.config import Fraction, NonNegative, Positive, Strict
 from eyegraft.console import progress
 from eyegraft.errors import DataError, EyegraftError
-from eyegraft.files import write_atomically
+from eyegraft.files import copy_whole, write_atomically
 from eyegraft.prepare import gk2a
 
 WORLD = 1
@@ -119,7 +119,10 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
         unlabelled_near=_RADIUS - _HALF_PATCH,
         seed=config.seed,
     )
-    outputs = [*made["outputs"], "stations.csv", *observations, "scenes/simulation.json"]
+    licences = sorted(_TABLE.with_name("LICENSES").glob("*.txt"))
+    for licence in licences:
+        copy_whole(licence, target / "LICENSES" / licence.name)
+    outputs = [*made["outputs"], "stations.csv", *observations, "scenes/simulation.json", *(f"LICENSES/{path.name}" for path in licences)]
     return {"index": indexed, **made, **facts, "scenes": len(scenes), "outputs": outputs}
 
 
