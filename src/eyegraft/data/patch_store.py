@@ -16,12 +16,12 @@ import errno
 import json
 import mmap
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +30,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from eyegraft.config import NonNegative, Strict
+from eyegraft.data._patch_gather import Gather, Helper, cores
 from eyegraft.data._patch_order import POSSIBLE, ReadAhead, Rows, Run, Shuffle, epoch_order
 from eyegraft.errors import DataError, nearest, shown
 from eyegraft.files import file_sha256, write_atomically
 
 FORMAT: Literal[1] = 1
 _LARGE = 1024  # bytes of a row: such fields are fetched block by block, smaller ones by the system's own read-ahead
-_PIECE = 64  # rows gathered at once when shards alternate: what is copied twice stays in the processor's cache
+_STRETCH = 1 << 14  # rows whose small fields are read at once, in the order of the disk: batch by batch it takes twice as long
+_WORTH = 1 << 21  # bytes: less is gathered faster than another thread wakes up
 
 Columns = dict[str, NDArray[Any]]
 
@@ -112,8 +114,10 @@ class PatchStore:
         self.schema = self.manifest.data
         self._shards = [shard for shard in self.manifest.shards if shard.rows]
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
+        self._begins: list[int] = self._starts.tolist()
         self._maps: dict[str, list[NDArray[Any]]] = {name: [] for name in self.schema.fields}
         self._descriptors: dict[str, list[tuple[int, int]]] = {}  # of large fields, for each shard: the open file, and where row 0 begins
+        self._helper = Helper() if cores() > 1 else None
         try:
             for name, field in self.schema.fields.items():
                 self._open(name, field)
@@ -149,12 +153,9 @@ class PatchStore:
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of a store with {len(self)}")
-        shard = np.searchsorted(self._starts, rows, side="right") - 1
-        local = rows - self._starts[shard]
-        cuts = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(rows)]
-        spans = list(pairwise(cuts)) if len(rows) else []
-        gather = _in_spans if len(spans) <= len(self._shards) else _in_pieces
-        return {name: gather(self._maps[name], self.schema.fields[name], shard, local, spans) for name in self._named(fields)}
+        columns, gather = self._begun(rows, self._named(fields))
+        gather.finish()
+        return columns
 
     def order(self, epoch: int, *, seed: int, shuffle: Shuffle = "block", rank: int = 0, world: int = 1) -> Rows:
         """The rows of one rank in one epoch: see `epoch_order`. A run that goes on needs no more than the epoch and the step."""
@@ -165,15 +166,26 @@ class PatchStore:
     ) -> Iterator[tuple[Rows, Columns]]:
         """The batches of an order from step `start` on: (rows [B], their records). The last one may be smaller.
 
-        Inside a batch rows ascend: a loss that is a mean does not see it, and they are read faster. No process or thread stands between
-        store and caller; one thread fetches what is not in memory.
+        Inside a batch rows ascend: a loss that is a mean does not see it, and they are read faster. No process stands between store and
+        caller. One thread fetches what is not in memory; another one gathers the next batch while the caller works on this one.
         """
         names = self._named(fields)
+        small = [name for name in names if self.schema.fields[name].row_bytes < _LARGE]
+        large = [name for name in names if name not in small]
+        coming: tuple[Rows, Columns, Gather] | None = None
         with self.read_ahead(order, start * batch_size, names) as reach:
-            for begin in range(start * batch_size, len(order), batch_size):
-                rows = np.sort(order[begin : begin + batch_size])
-                reach(begin + len(rows), batch_size)
-                yield rows, self.read(rows, names)
+            end = start * batch_size
+            for rows, columns in self._stretched(order, batch_size, start, small):
+                end += len(rows)
+                reach(end, batch_size)
+                more, gather = self._begun(rows, large)
+                if coming is not None:
+                    coming[2].finish()
+                    yield coming[:2]
+                coming = rows, {name: more[name] if name in more else columns[name] for name in names}, gather
+            if coming is not None:
+                coming[2].finish()
+                yield coming[:2]
 
     @contextmanager
     def read_ahead(self, order: Rows, first: int = 0, fields: Sequence[str] | None = None) -> Iterator[Callable[[int, int], None]]:
@@ -211,10 +223,46 @@ class PatchStore:
 
     def close(self) -> None:
         self._maps = {}
+        if self._helper is not None:
+            self._helper.close()
         for descriptors in self._descriptors.values():
             for descriptor, _ in descriptors:
                 os.close(descriptor)
         self._descriptors = {}
+
+    # ── gathering ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begun(self, rows: Rows, names: Sequence[str]) -> tuple[Columns, Gather]:
+        """Arrays that are filled when the gather has finished."""
+        gather = Gather(self._starts, rows)
+        columns: Columns = {}
+        for name in names:
+            field = self.schema.fields[name]
+            columns[name] = np.empty((len(rows), *field.shape), field.on_disk)
+            gather.add(self._maps[name], columns[name])
+        if self._helper is not None and sum(column.nbytes for column in columns.values()) >= _WORTH:
+            self._helper.begin(gather)
+        return columns, gather
+
+    def _stretched(self, order: Rows, batch_size: int, start: int, names: Sequence[str]) -> Iterator[tuple[Rows, Columns]]:
+        """The rows of each batch, ascending, and their small fields, which are read for many batches at once."""
+        begin, count = start * batch_size, 1
+        while begin < len(order):
+            rows = order[begin : begin + count * batch_size].copy()
+            parts = [slice(at, at + batch_size) for at in range(0, len(rows), batch_size)]
+            for part in parts:
+                rows[part].sort()
+            columns: Columns = {}
+            if names:
+                ascending = np.argsort(rows)
+                back = np.empty_like(ascending)
+                back[ascending] = np.arange(len(rows))
+                found = self.read(rows[ascending], names)
+                columns = {name: np.take(found[name], back, axis=0) for name in names}
+            for part in parts:
+                yield rows[part], {name: values[part] for name, values in columns.items()}
+            begin += len(rows)
+            count = min(2 * count, max(1, _STRETCH // batch_size))  # the first batch does not wait for others
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -247,9 +295,8 @@ class PatchStore:
 
     def _places(self, run: Run, names: Sequence[str]) -> Iterator[tuple[int, int, int]]:
         """Where a run lies: (open file, offset, bytes) of each large field in each shard that it touches."""
-        first, last = np.searchsorted(self._starts, [run.low, run.high - 1], side="right") - 1
-        for number in range(int(first), int(last) + 1):
-            begin, end = int(self._starts[number]), int(self._starts[number + 1])
+        for number in range(bisect_right(self._begins, run.low) - 1, bisect_right(self._begins, run.high - 1)):
+            begin, end = self._begins[number], self._begins[number + 1]
             low, high = max(run.low, begin) - begin, min(run.high, end) - begin
             for name in names:
                 descriptor, offset = self._descriptors[name][number]
@@ -275,27 +322,6 @@ class PatchStore:
                 if not count:
                     raise DataError(f"{self.path}: a file became shorter while it was read", "files that stay", "prepare the data again")
                 buffer, offset = buffer[count:], offset + count
-
-
-def _in_spans(maps: Sequence[NDArray[Any]], field: Field, shard: Rows, local: Rows, spans: Sequence[tuple[int, int]]) -> NDArray[Any]:
-    """One copy for each span of rows that lie in one shard."""
-    out = np.empty((len(local), *field.shape), field.on_disk)
-    flat = out.reshape(len(local), field.row_bytes // out.itemsize)
-    for start, end in spans:  # "clip" lets numpy write into `out` without a buffer; the rows are known to be inside
-        np.take(maps[shard[start]], local[start:end], axis=0, out=flat[start:end], mode="clip")
-    return out
-
-
-def _in_pieces(maps: Sequence[NDArray[Any]], field: Field, shard: Rows, local: Rows, spans: Sequence[tuple[int, int]]) -> NDArray[Any]:
-    """Shards alternate: gather each one's rows and put them where they belong."""
-    out = np.empty((len(local), *field.shape), field.on_disk)
-    flat = out.reshape(len(local), field.row_bytes // out.itemsize)
-    for number in np.unique(shard).tolist():
-        here = np.flatnonzero(shard == number)
-        for start in range(0, len(here), _PIECE):
-            piece = here[start : start + _PIECE]
-            flat[piece] = np.take(maps[number], local[piece], axis=0)
-    return out
 
 
 def _manifest(path: Path) -> Manifest:
