@@ -93,9 +93,9 @@ class Field:
         step = max(self.scales_km[0] / 6 / _KM_PER_DEGREE, (float(np.nanmax(lon)) - west) / _RASTER)
         x = west + step * np.arange(int((np.nanmax(lon) - west) / step) + 2)
         y = south + step * np.arange(int((np.nanmax(lat) - south) / step) + 2)
-        rows = (np.exp(1j * np.outer(y, north)) * amplitude).astype(np.complex64)
-        columns = np.exp(1j * np.outer(east, x)).astype(np.complex64)
-        raster = rows.real @ columns.real - rows.imag @ columns.imag  # the real part of the product
+        rows = np.exp(1j * np.outer(y, north)) * amplitude
+        columns = np.exp(1j * np.outer(east, x))
+        raster = rows.real @ columns.real - rows.imag @ columns.imag  # the real part; in single precision threads would change counts
         places = np.stack([(lat - south) / step, (lon - west) / step])
         values: Floats = map_coordinates(raster, np.nan_to_num(places), order=1, mode="nearest", output=np.float64)
         return values
