@@ -109,7 +109,8 @@ def test_reloaded_run_gives_the_loss_that_training_wrote(small_run: Path) -> Non
     assert path == small_run / "only" / "best"
     objective = build_objective(task, opened.recipe.stage("only"))
     data = load_samples(opened.recipe.data)
-    read = stage_data(opened.recipe, model, data, encode_splits(task, data, model))
+    settings = opened.recipe.stage("only")
+    read = stage_data(opened.recipe, settings, model, data, encode_splits(task, settings, data, model), {})
     assert read.val is not None
     with torch.no_grad():
         batch = next(load_batches(read.val, [range(len(read.val))], pad_id=read.pad_id))

@@ -70,10 +70,12 @@ def patch_view(given: Mapping[str, Tensor], views: PatchViews, *, local: bool = 
     extra = given.get("extra", pixels[:, :0])
     maps = torch.cat([torch.where(measured, pixels, 0), extra, measured.to(pixels.dtype)], dim=1)
     inside = torch.ones_like(measured[:, :1])
+    places = torch.arange(inside[0].numel(), device=maps.device).view(inside[:1].shape).expand_as(inside)  # which pixel comes where
     if views.turns:
-        maps = _turned(maps)
+        places = _turned(places)
     if views.shift:
-        maps, inside = _shifted(maps, views.shift)
+        places, inside = _shifted(places, views.shift)
+    maps = maps.flatten(2).gather(2, places.flatten(2).expand(-1, maps.shape[1], -1)).view_as(maps)
     if local:
         inside = inside & _window(inside, views.window)
     pixels, extra, mask = maps[:, :bands], maps[:, bands:-bands], maps[:, -bands:] > 0
