@@ -7,17 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
+from evaluation import weather
 from eyegraft.answering import readers_of
 from eyegraft.config import Part
+from eyegraft.data.patch_rows import PatchRows
 from eyegraft.errors import DataError
 from eyegraft.evaluation import baselines
-from eyegraft.evaluation.baselines import blank, nearest_neighbours, retrieval_set, shuffled_images, shuffled_texts
+from eyegraft.evaluation.baselines import (
+    ExchangedReader,
+    blank,
+    donors,
+    nearest_neighbours,
+    retrieval_set,
+    shuffled_columns,
+    shuffled_images,
+    shuffled_texts,
+)
 from eyegraft.registry import configured
 from eyegraft.types import Sample
 
@@ -92,6 +104,64 @@ def test_texts_are_shuffled_alone() -> None:
         assert after.text != before.text
 
 
+def test_a_patch_is_its_store_and_its_row() -> None:
+    samples = [Sample(str(n), Path("store"), references=(str(n % 2),), sha256=f"k{n}", record=n) for n in range(8)]
+    for before, after in zip(samples, shuffled_images(samples, 0), strict=True):
+        assert replace(after, record=before.record, sha256=before.sha256) == before
+        assert (after.record or 0) % 2 != (before.record or 0) % 2
+        assert after.sha256 == f"k{after.record}"
+
+
+def test_columns_are_shuffled_together_and_alone() -> None:
+    samples = [replace(sample, meta={"a": n % 3, "b": n % 2, "c": n}) for n, sample in enumerate(rows(list("abababab")))]
+    pairs = {(sample.meta["a"], sample.meta["b"]) for sample in samples}
+    for before, after in zip(samples, shuffled_columns(samples, ("a", "b"), 0), strict=True):
+        assert replace(after, meta=before.meta) == before
+        assert after.meta["c"] == before.meta["c"]
+        assert (after.meta["a"], after.meta["b"]) in pairs - {(before.meta["a"], before.meta["b"])}
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> PatchRows:
+    return weather.rows(tmp_path, "test", range(12), times=10)
+
+
+def test_patches_are_exchanged_without_making_samples(patches: PatchRows) -> None:
+    part = patches.take(np.arange(5, 95))
+    others = donors(part, 0)
+    assert (part.targets[others] != part.targets).all()
+    assert len(np.unique(others)) == len(part), "a round trip: every patch is shown once"
+    assert np.array_equal(donors(part, 0), others)
+    assert not np.array_equal(donors(part, 1), others)
+
+    class Rows:
+        slow = random = False
+
+        def present(self, samples: PatchRows) -> torch.Tensor:
+            return torch.ones(len(samples), dtype=torch.bool)
+
+        def read(self, samples: PatchRows, seeds: Any) -> torch.Tensor:
+            return torch.from_numpy(samples.targets)
+
+        def blank(self) -> torch.Tensor:
+            return torch.zeros(1)
+
+    reader = ExchangedReader(Rows(), part, others)
+    batch = part.take([3, 80, 7])
+    assert reader.read(batch, [None] * 3).tolist() == part.targets[others[[3, 80, 7]]].tolist()
+    assert reader.present(batch).all()
+    with pytest.raises(DataError, match="1 patches to shuffle"):
+        donors(part.take([0]), 0)
+
+
+def test_a_patch_is_given_one_with_another_target(tmp_path: Path) -> None:
+    """Where nearly all read the same, the few others are found as far as shuffling looks."""
+    made = weather.rows(tmp_path, "test", range(12), times=10)
+    made.__class__ = type("Same", (PatchRows,), {"targets": property(lambda self: (self.rows % 10 == 0).astype(np.float64))})
+    others = donors(made, 0)
+    assert (made.targets[others] != made.targets).all()
+
+
 def caption_task() -> Any:
     module, config = configured("tasks", Part(kind="caption"))
     return module.build("caption", config)
@@ -150,3 +220,10 @@ def test_a_large_training_set_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> 
     assert retrieval_set(train, 0) == retrieval_set(train, 0)
     assert len(retrieval_set(train, 0)) == 3
     assert retrieval_set(train, 0) != retrieval_set(train, 1)
+
+
+def test_a_large_split_of_patches_is_drawn_from_as_rows(patches: PatchRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "RETRIEVAL_LIMIT", 30)
+    found = retrieval_set(patches, 0)
+    assert isinstance(found, PatchRows)
+    assert len(np.unique(found.rows)) == 30

@@ -21,7 +21,7 @@ from eyegraft.composition import use_config_dir
 from eyegraft.config import Data
 from eyegraft.errors import DataError, RunError
 from eyegraft.evaluation.baselines import shuffled_images as shuffled
-from eyegraft.evaluation.conclusions import against_each
+from eyegraft.evaluation.conclusions import against_all, against_each, of_intervals
 from eyegraft.evaluation.run import _held_out
 from eyegraft.registry import use_plugin
 from eyegraft.tasks.caption import CaptionTask
@@ -337,6 +337,41 @@ def test_conclusions_know_the_direction_and_skip_metrics_without_samples() -> No
     few = against_each(systems, differences, lower, 9)
     assert len(few) == 3
     assert all("too few samples (9) to tell" in text and "beats" not in text and "loses" not in text for text in few)
+
+
+def numbers(*gaps: tuple[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any], dict[str, bool | None], int]:
+    """A model with an RMSE of 2, and what `gaps` say of it less each baseline."""
+    systems = {"model": {"rmse": gap(2, 1.9, 2.1)}} | {name: {"rmse": gap(2 - one["value"], 0, 9)} for name, one in gaps}
+    return systems, {name: {"rmse": one} for name, one in gaps}, {"rmse": False}, 50
+
+
+def test_all_baselines_in_one_sentence() -> None:
+    better, worse, same = gap(-1, -1.5, -0.5), gap(1, 0.5, 1.5), gap(-0.1, -1, 1)
+    (line,) = against_all(*numbers(("blank_image", worse), ("climatology", better), ("ridge", gap(-0.5, -0.7, -0.3))))
+    assert line == (
+        "The model beats every one of 2 baselines on rmse: 2.000 [1.900, 2.100] against 2.500 [0.000, 9.000] of the best of them, "
+        "ridge regression on columns."
+    ), "the model itself on blank images is no baseline"
+    (line,) = against_all(*numbers(("climatology", better), ("ridge", worse), ("boosting", worse), ("most_frequent", same)))
+    assert "does not beat every baseline on rmse: it beats 1 of 4, loses to ridge regression on columns and boosted trees" in line
+    assert ", cannot be told apart from 1 more; " in line
+    (line,) = against_all(*numbers(("climatology", better), ("ridge", same)))
+    assert "it beats 1 of 2, cannot be told apart from the others; " in line
+    assert against_all(*numbers(("blank_image", better))) == []
+    assert against_all(*numbers(("ridge", better))[:3], 9) == [], "too few samples"
+    assert against_all(*numbers(("ridge", gap(-1, None, None)))) == []
+
+
+def test_what_intervals_cover_is_held_against_what_they_promise() -> None:
+    narrow, wide, right, alone = (
+        of_intervals({"interval_coverage": entry}, 0.9)[0]
+        for entry in (gap(0.7, 0.6, 0.8), gap(0.97, 0.95, 0.99), gap(0.91, 0.85, 0.95), gap(0.7, None, None))
+    )
+    assert narrow == "Intervals that are to cover 90 % of new samples cover 70.0 % [60.0, 80.0] of these: too narrow here."
+    assert wide.endswith("97.0 % [95.0, 99.0] of these: wider than need be.")
+    assert right.endswith("91.0 % [85.0, 95.0] of these.")
+    assert alone.endswith("70.0 % of these.")
+    assert of_intervals({}, 0.9) == of_intervals({"interval_coverage": gap(0.9, 0.8, 1)}, None) == []
 
 
 def test_one_image_has_no_shuffled_baseline(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

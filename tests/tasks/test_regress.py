@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from evaluation import weather
+from eyegraft.data.patch_rows import PatchRows
 from eyegraft.errors import DataError
 from eyegraft.tasks import regress
 from eyegraft.types import Sample
@@ -124,6 +127,52 @@ def test_too_little_validation_gives_no_interval_and_says_so(caplog: pytest.LogC
     without = task(280, 290, level=None)
     assert without.settle(answers, truth) == {}
     assert without.details([], [])["intervals"] is None
+
+
+# ── patches ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Broken(PatchRows):
+    """Rows 3 and 8 have no target."""
+
+    def _field(self, name: str) -> Any:
+        found = super()._field(name)
+        return np.where(np.isin(self.rows, [3, 8]), np.nan, found) if name == "y" else found
+
+    def take(self, positions: Any) -> PatchRows:
+        return Broken(self.store, self.rows[np.asarray(positions, dtype=np.int64)])
+
+
+def test_patches_are_counted_without_making_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = weather.rows(tmp_path, "train", range(12), times=5)
+    one_by_one = task().learn(list(rows))
+    truth = [sample.references[0] for sample in rows]
+    broken = Broken(rows.store)
+    with pytest.raises(DataError, match="split train: 2 of 60 rows have no usable number") as caught:
+        task().check(broken, "train")
+    assert caught.value.given.count("\n  sample ") == 2
+    with pytest.raises(DataError, match="ta is nothing"):
+        task().learn(broken)
+    monkeypatch.setattr(PatchRows, "_samples", None)
+    made = task()
+    made.check(rows, "train")
+    made.learned = made.learn(rows)
+    assert made.learned == one_by_one
+    answers = made.from_values(float(value) + 1 for value in truth)
+    assert answers[0] == {"value": float(truth[0]) + 1, "unit": "K", "std": None, "interval": None}
+    assert made.score(answers, rows).corpus["bias_kelvin"] == pytest.approx(1)
+    stations = made.details(answers, rows)["stations"]
+    assert [entry["n"] for entry in stations] == [5] * 12
+    assert {name for entry in stations for name in entry} == {"station", "lat", "lon", "n", "rmse_kelvin", "bias_kelvin", "mae_kelvin"}
+    assert "stations" not in made.details([], [])
+
+
+def test_coverage_stands_beside_the_level() -> None:
+    made, truth = task(280, 290, 300), samples(*range(281, 300))
+    made.decision = {"intervals": {"level": 0.9, "quantile": 3.0, "num_samples": 19}}
+    details = made.details(made.read(column(*[0.0] * 19)), truth)
+    assert details["intervals"] == {**made.decision["intervals"], "coverage": 7 / 19}
+    assert "coverage" not in made.decision["intervals"], "what validation chose stays as it was"
 
 
 @pytest.mark.parametrize("options", [{"level": 0.0}, {"level": 1.0}, {"level": 90}, {"distribution": "normal"}])

@@ -20,7 +20,7 @@ _FOLDS = 5
 _TINY = 1e-3  # rows; curves that are nearly alike share their weight
 _OWN_ROWS = 10.0  # a station's own offset counts half from so many rows on, its harmonics from 4 times, their products from 16 times
 _ALPHAS = tuple(10.0**power for power in range(-2, 5))
-_TREES, _PATIENCE = 500, 20
+_TREES, _PATIENCE = 1000, 20
 _MIN_CATEGORY = 20  # rows of a category that has a weight of its own
 
 Floats = NDArray[np.float64]

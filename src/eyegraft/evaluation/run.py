@@ -33,7 +33,7 @@ from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import read_config
 from eyegraft.training.features import stored_readers
 from eyegraft.training.runs import Run, read_run, versions
-from eyegraft.training.stages import load_model
+from eyegraft.training.stages import build_task, load_model
 from eyegraft.types import Sample, Scores
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
     """See `eyegraft.evaluation.evaluate`."""
     opened = read_run(run)
     recipe = opened.recipe
+    _stop_without_answers(opened, stage)
     data = load_samples(recipe.data, read_images=recipe.reads_images)
     _stop_at_other_data(opened, data)
     wanted = splits or recipe.evaluation.splits
@@ -61,6 +62,19 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
     suffix = f"@{stage}" if stage is not None and checkpoint != opened.checkpoint() else ""
     columns = NumberBaselines(task, data.splits.get("train", []), columns_of(recipe), recipe.seed) if hasattr(task, "from_values") else None
     return {split: _evaluate_split(opened, model, task, checkpoint, data, split, f"{split}{suffix}", columns) for split in wanted}
+
+
+def _stop_without_answers(run: Run, stage: str | None) -> None:
+    """A stage that learns without labels gives no answers to score."""
+    trained = read_config(run.checkpoint(stage))["stage"]
+    tasks = {name: build_task(run.recipe, run.recipe.stage(name)) for name in run.recipe.stages}
+    if not tasks[trained].directions:
+        scored = [name for name, task in tasks.items() if task.directions]
+        raise RunError(
+            f"{run.folder}: stage {trained!r} learns by tasks.{tasks[trained].name}, which has no answers: nothing to score",
+            f"a stage whose task answers: {shown(scored) or 'this recipe has none'}",
+            f"train stage {scored[0]!r}, which starts from it, and evaluate that" if scored else "look at val_loss in its metrics.jsonl",
+        )
 
 
 def _stop_at_other_data(run: Run, data: PreparedData) -> None:
