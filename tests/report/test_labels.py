@@ -77,7 +77,7 @@ def test_a_card_holds_label_answer_words_and_gate(run_dir: Path, html: str) -> N
         assert (" ".join(row["text"].split()) or "no text") in text
         weights = answer["weights"]
         assert f"image {weights['image']:.2f} text {weights['text']:.2f}" in text
-        assert f"image only: p(true) {probability(row['answers']['absent_text']['probability'])}" in text
+        assert f"without texts: p(true) {probability(row['answers']['absent_text']['probability'])}" in text
     assert sum("no picture" in text or "picture missing" in text for _, text in cards(html)) == 2
 
 
@@ -91,8 +91,8 @@ def test_says_what_was_found(run_dir: Path, html: str) -> None:
         f"It uses the text: better than without: difference +{lead['value']:.3f}, from +{lead['low']:.3f} to +{lead['high']:.3f}.",
         "AUROC ↑ PR AUC ↑ accuracy ↑",
         "F1 ↑ Brier ↓ ECE ↓ log loss ↓",
-        "Image only texts absent; an empty text counts as absent ▲ The texts help.",
-        "Text only images absent ▲ The images help.",
+        "Without texts texts absent; an empty text counts as absent ▲ The texts help.",
+        "Without images images absent ▲ The images help.",
         "Shuffled texts shown the text of another sample",
         "Without looking: the share of each class in training, always.",
         "Chosen on validation alone and applied to test: no threshold was tried on these samples.",
@@ -131,7 +131,7 @@ def test_several_classes_show_wrong_before_right(tmp_path: Path) -> None:
     certain = [float(re.findall(r"\) >?([\d.]+)", text)[0]) for outcome, text in found if outcome == "wrong"]
     assert certain == sorted(certain, reverse=True)
     assert "Most often taken for" in words
-    for absent in ("Confusion", "Thresholds", "Gate:", "Image only", "The texts help"):
+    for absent in ("Confusion", "Thresholds", "Gate:", "Without texts", "The texts help"):
         assert absent not in words
 
 

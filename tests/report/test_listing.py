@@ -107,7 +107,7 @@ def test_tables_of_scores_thresholds_and_confusion(run_dir: Path, tokens: list[T
     auroc, confusion = entry["systems"]["model"]["auroc"], entry["details"]["confusion"]
     start = cells.index("AUROC ↑")
     assert cells[start + 1 : start + 3] == [f"{auroc['value']:.3f}", f"{auroc['low']:.3f} to {auroc['high']:.3f}"]
-    assert {"Image only", "Text only", "Shuffled texts"} <= set(cells)
+    assert {"Without texts", "Without images", "Shuffled texts"} <= set(cells)
     assert {f"{confusion[key]} {key.upper()}" for key in ("tp", "fp", "fn", "tn")} <= set(cells)
     best = entry["details"]["chosen_on_validation"]["accuracy"]
     start = cells.index("best accuracy on validation")

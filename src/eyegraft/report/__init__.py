@@ -1,4 +1,4 @@
-"""The report room: one self-contained page per run, and a listing of every sample of a label task, from the files that the run left."""
+"""The report room: one self-contained page per run, and a listing for tasks of labels and numbers, from the files that the run left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Write `<run>/report.html` and return its path; of a label task also `<run>/<split>_report.md` for every split that was evaluated.
+    """Write `<run>/report.html` and return its path; of a task of labels or numbers also `<run>/<split>_report.md` for every
+    split that was evaluated.
 
     See `eyegraft.report.page` and `eyegraft.report.listing`.
 

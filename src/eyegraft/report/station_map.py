@@ -29,7 +29,7 @@ NUM_SHADES = 5
 _USUAL = 0.9
 """Share of the stations that the classes are made for."""
 NUM_NAMED = 3
-"""Worst stations that have their name on the map."""
+"""Worst stations that have their name on the map, of those with samples enough to tell."""
 _STEPS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 45.0)
 _NAME = 16
 """Letters of it."""
@@ -75,7 +75,7 @@ class _Frame:
 
 
 Placed = tuple[Station, float, float]
-"""A station with its latitude and its longitude in the frame."""
+"""A station with its latitude and its longitude in the frame; a list of them has the worst first."""
 Mark = Callable[[Station, float, float], str]
 
 
@@ -86,7 +86,7 @@ def station_maps(stations: Sequence[Station], unit: str) -> list[StationMap]:
         return []
     found = [_rmse_map(placed, unit)]
     if all(station.bias is not None for station, _, _ in placed):
-        found.append(_bias_map(placed, unit))
+        found.append(_bias_map(sorted(placed, key=lambda place: -abs(place[0].bias or 0.0)), unit))
     return found
 
 
@@ -219,7 +219,8 @@ def _silent(station: Station) -> Station:
 
 def _names(placed: Sequence[Placed], frame: _Frame) -> Iterator[str]:
     taken: list[tuple[float, float, float]] = []
-    for station, lat, lon in placed[:NUM_NAMED]:
+    certain = [place for place in placed if place[0].count >= MIN_SAMPLES]
+    for station, lat, lon in certain[:NUM_NAMED]:
         x, y, text = frame.x(lon), frame.y(lat), _cut(station.station)
         room = 7.0 * len(text)
         if any(abs(y - other_y) < 14 and x < end and start < x + room for start, end, other_y in taken):

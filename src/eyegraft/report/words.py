@@ -12,8 +12,8 @@ SYSTEM_LABELS = {
     "model": "Model",
     "blank_image": "Blank image",
     "shuffled_image": "Shuffled images",
-    "absent_text": "Image only",
-    "absent_image": "Text only",
+    "absent_text": "Without texts",
+    "absent_image": "Without images",
     "shuffled_text": "Shuffled texts",
     "absent_context": "Without context",
     "shuffled_context": "Shuffled context",
@@ -136,7 +136,9 @@ def fixed(value: Any, decimals: int, signed: bool = False) -> str:
 def score(value: Any) -> str:
     """A figure of a table, where the smoothing of a metric may leave traces such as 3e-18 that say nothing."""
     amount = finite(value)
-    return "<0.001" if amount is not None and 0 < amount < 0.0005 else number(amount)
+    if amount is None or amount == 0 or abs(amount) >= 0.0005:
+        return number(amount)
+    return "<0.001" if amount > 0 else ">−0.001"
 
 
 def ends(entry: Figure) -> str:
