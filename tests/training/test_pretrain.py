@@ -19,7 +19,7 @@ from eyegraft.composition import load_recipe
 from eyegraft.config import Recipe
 from eyegraft.data.patch_store import Schema
 from eyegraft.data.patch_writer import write_shards
-from eyegraft.errors import EyegraftError, RecipeError
+from eyegraft.errors import RecipeError, RunError
 from eyegraft.evaluation import evaluate
 from eyegraft.training.checkup import check_recipe
 from eyegraft.training.runs import read_run
@@ -146,8 +146,9 @@ def test_validation_draws_the_same_every_time(recipe: Make, tmp_path: Path) -> N
 
 def test_nothing_to_evaluate(finished: tuple[str, Path]) -> None:
     _, run = finished
-    with pytest.raises(EyegraftError, match="nothing to score"):
+    with pytest.raises(RunError, match=r"stage 'pretrain' learns by tasks\.patches, which has no answers: nothing to score") as caught:
         evaluate(run, stage="pretrain")
+    assert caught.value.fix == "train stage 'ta', which starts from it, and evaluate that"
 
 
 def test_the_checkup_goes_through_both_stages(recipe: Make, tmp_path: Path) -> None:
