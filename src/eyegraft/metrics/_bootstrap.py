@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,9 +203,16 @@ def _group_codes(groups: Sequence[str | None] | None, size: int) -> NDArray[np.i
         return None
     if len(groups) != size:
         raise DataError(f"{len(groups)} groups for {size} samples", "one group per sample", "pass None for a sample of no group")
+    return _codes(tuple(groups))
+
+
+@lru_cache(maxsize=4)  # a table of results asks for the same groups a hundred times
+def _codes(groups: tuple[str | None, ...]) -> NDArray[np.int64]:
     names = [group or (place,) for place, group in enumerate(groups)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names], dtype=np.int64)
+    codes = np.array([numbers[name] for name in names], dtype=np.int64)
+    codes.flags.writeable = False
+    return codes
 
 
 def _drawn(codes: NDArray[np.int64] | None, size: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
