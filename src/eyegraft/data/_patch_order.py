@@ -117,10 +117,12 @@ class ReadAhead:
         self._from, self._to = np.concatenate([[0], ends[:-1]]), ends
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="patches")
         self._pending: deque[tuple[int, Future[None]]] = deque()
+        self._queue = 0
 
     def reach(self, position: int, batch_size: int) -> None:
         """Return when all that the rows before `position` need has been fetched, and the next window in proportion."""
-        begun = self._due(position + _QUEUE * batch_size)
+        begun = self._due(position + self._queue * batch_size)
+        self._queue = min(self._queue + 1, _QUEUE)  # the first batch does not wait until all of this has been looked at
         while self._next is not None and self._next.end <= begun:
             if self._cold(self._next):
                 self._pending.append((self._next.end, self._pool.submit(self._fetch, self._next)))
