@@ -19,7 +19,8 @@ from eyegraft.prepare.gk2a.simulate import read_stations_at, write_asos, write_s
 
 BOX = (126.75, 127.45, 36.75, 37.25)
 SEED = 3
-TIMES = [datetime(2022, 7, 15, 3, tzinfo=UTC), datetime(2023, 7, 20, 6, tzinfo=UTC), datetime(2024, 7, 25, 1, tzinfo=UTC)]
+TIMES = [datetime(*when, tzinfo=UTC) for when in ((2022, 1, 20, 18), (2022, 7, 15, 3), (2023, 7, 20, 6), (2024, 7, 25, 1))]
+"""A winter's night and a summer's day to learn from: targets so far apart that a small change of an input is seen in the answer."""
 TEST = TIMES[-1]
 
 
@@ -52,7 +53,8 @@ def trained(root: Path) -> Path:
     words = [
         f"data.base_dir={world(root)}",
         f"run_root={root / 'runs'}",
-        "train.epochs=3",
+        "train.epochs=10",
+        "train.batch_size=8",
         "evaluation.after_training=false",
         "num_threads=1",
     ]
