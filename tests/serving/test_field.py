@@ -228,7 +228,11 @@ def test_what_is_written_is_read_back(tmp_path: Path, ending: str) -> None:
         assert "90 %" in stored["ta_half_width"].attrs["long_name"]
         assert stored["time"].values == np.datetime64("2024-07-25T01:10")
         flags = dict(
-            zip(np.asarray(stored["ta_quality"].attrs["flag_values"]).tolist(), stored["ta_quality"].attrs["flag_meanings"].split(), strict=True)
+            zip(
+                np.asarray(stored["ta_quality"].attrs["flag_values"]).tolist(),
+                stored["ta_quality"].attrs["flag_meanings"].split(),
+                strict=True,
+            )
         )
         assert flags[int(stored["ta_quality"][0, 0])] == "NaN_or_infinity_in_a_band"
         assert stored.attrs["simulated"] == "true"
