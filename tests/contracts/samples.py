@@ -56,6 +56,10 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "xlm-roberta-cls": _text("xlm-roberta", "cls", prefix="query: "),
             "xlm-roberta-mean": _text("xlm-roberta", "mean"),
         },
+        "tabular": {
+            "all": lambda folders: {"numbers": ["a", "b"], "cyclic": {"c": 24}, "categories": {"d": 3, "e": ["x", "y"]}, "width": 8},
+            "numbers": lambda folders: {"numbers": ["a"], "hidden_dim": 3},
+        },
         "timm": {
             # `test_*` are timm's own miniatures of each family; mambaout gives channels last
             name: _timm(name)

@@ -12,7 +12,7 @@ import tiny
 from contracts.samples import cases, part, rejects_unknown_keys, reloads
 from eyegraft.sensors import Sensor
 from eyegraft.tuning import set_training_mode
-from eyegraft.types import ImageSpec, PatchSpec, TextSpec
+from eyegraft.types import ColumnSpec, ImageSpec, PatchSpec, TextSpec
 
 pytestmark = pytest.mark.parametrize("case", cases("encoders"))
 _built: dict[tuple[str, str], Any] = {}
@@ -52,6 +52,8 @@ def inputs_of(encoder: Any, count: int = 2) -> Any:
             "latlon": torch.randn(count, 4),
             **extra,
         }
+    if isinstance(spec, ColumnSpec):
+        return torch.randn(count, spec.width)
     if spec.patch_size is not None:
         side, most = math.isqrt(spec.max_patches), spec.max_patches
         grid = torch.tensor([[side, side - 1], [1, most]])[:count]
@@ -95,7 +97,7 @@ def test_tokens_are_what_they_say(made: Any) -> None:
 
 def test_a_token_sees_its_place(made: Any) -> None:
     """A change in one corner of the image moves the token of that corner most: the grid is row by row."""
-    if isinstance(made.spec, TextSpec) or (isinstance(made.spec, ImageSpec) and made.spec.patch_size is not None):
+    if isinstance(made.spec, TextSpec | ColumnSpec) or (isinstance(made.spec, ImageSpec) and made.spec.patch_size is not None):
         return  # the input is a sequence, token by token
     tiny.lively(made, scale=1.0)
     inputs = inputs_of(made, 1)
@@ -139,6 +141,9 @@ def test_spec_is_sane(made: Any) -> None:
     if isinstance(spec, TextSpec):
         assert spec.max_tokens >= 8
         assert len(spec.tokenizer) > 1
+        return
+    if isinstance(spec, ColumnSpec):
+        assert spec.width >= len(spec.names) >= 1
         return
     assert len(spec.size) == 2
     assert all(isinstance(side, int) and side > 0 for side in spec.size)

@@ -86,7 +86,8 @@ def _print(result: dict[str, Any]) -> None:
     for system in systems:
         table.add_column(system.replace("_", "\n"), justify="right")
     for metric, entry in systems["model"].items():
-        table.add_row(metric, _with_interval(entry), *(_number(values[metric]) for system, values in systems.items() if system != "model"))
+        others = (values.get(metric) for system, values in systems.items() if system != "model")
+        table.add_row(metric, _with_interval(entry), *(_number(other) if other is not None else "" for other in others))
     console = Console(width=None if Console().is_terminal else 200)
     console.print(table)
     for sentence in result["conclusions"]:
@@ -104,6 +105,9 @@ def _print_samples(file: Path, count: int = 8) -> None:
     for line in lines[:: max(1, len(lines) // count)][:count]:
         row = json.loads(line)
         answer, truth = row["answers"]["model"], ", ".join(row["references"])
+        if isinstance(answer, Mapping) and "value" in answer:
+            print(f"  {row['id']:<28} {answer['value']:.2f} {answer['unit']} for {float(truth):.2f}{_interval(answer['interval'])}")
+            continue
         if isinstance(answer, Mapping):
             print(
                 f"  {row['id']:<28} {answer['label']!r} for {truth!r}"
@@ -112,6 +116,10 @@ def _print_samples(file: Path, count: int = 8) -> None:
             continue
         mark = "=" if row["scores"].get("exact_match") == 1 else "≠"
         print(f"  {row['id']:<28} {answer!r} {mark} {row['references'][0]!r}")
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"  [{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
 def _number(entry: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -24,14 +23,14 @@ class Config(Strict):
         cyclic: name -> period, in the column's unit: {hour_utc: 24}.
         categories: name -> how many classes there are, numbered from 0, or their names.
         width: D of the token.
-        hidden_dim: of the layer between; 0 for none.
+        hidden_dim: of the layer between.
     """
 
     numbers: tuple[str, ...] = ()
     cyclic: dict[str, Period] = {}
     categories: dict[str, Positive | tuple[str, ...]] = {}
     width: Positive = 32
-    hidden_dim: Annotated[int, Field(ge=0)] = 64
+    hidden_dim: Positive = 64
 
     @model_validator(mode="after")
     def _some(self) -> Config:
@@ -51,9 +50,7 @@ class Tabular(nn.Module):
         super().__init__()
         self.spec = spec
         self.token_dim = width
-        widths = [in_dim, *([hidden_dim] if hidden_dim else []), width]
-        layers = [layer for one, other in pairwise(widths) for layer in (nn.GELU(), nn.Linear(one, other))]
-        self.layers = nn.Sequential(*layers[1:])  # linear, GELU, linear …
+        self.layers = nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, width))
 
     @property
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
