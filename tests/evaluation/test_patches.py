@@ -15,6 +15,7 @@ from evaluation import weather
 from eyegraft.composition import load_recipe
 from eyegraft.data.patch_rows import PatchRows, opened
 from eyegraft.evaluation import evaluate
+from eyegraft.evaluation._pairs import Pairs
 
 SENSOR = json.dumps({**weather.SENSOR, "name": "made_up"}).replace('"', "")
 SPLITS = ("test", "test_new_station")
@@ -145,6 +146,15 @@ def test_what_a_script_and_a_map_read(results: dict[str, dict[str, Any]], run: P
     assert len(lines) == len(rows)
     assert (first["record"], first["drawn_with"]) == (0, first["meta"]["station"])
     assert first["answers"]["climatology"]["interval"] is None
+
+
+def test_runs_are_compared_on_the_same_stations(results: dict[str, dict[str, Any]], run: Path) -> None:
+    for split, width in (("test", 24), ("test_new_station", None)):
+        pairs = Pairs(run, results[split], "rmse_kelvin", grouped=False)
+        names = pairs._groups()
+        assert names is not None
+        assert width is None or len(set(names)) == width
+        assert pairs.difference(run, results[split]) == (0, 0, 0)
 
 
 def test_the_same_again(results: dict[str, dict[str, Any]], run: Path) -> None:

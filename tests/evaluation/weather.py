@@ -62,10 +62,25 @@ FIELDS = {
 
 
 def rows(
-    folder: Path, split: str, stations: range, *, times: int = 60, days: int = 365, first_day: int = 0, seed: int = 0, side: int = SIDE, **facts: Any
+    folder: Path,
+    split: str,
+    stations: range,
+    *,
+    times: int = 60,
+    days: int = 365,
+    first_day: int = 0,
+    seed: int = 0,
+    side: int = SIDE,
+    **facts: Any,
 ) -> PatchRows:
     """A split of `times` readings of each station within `days` days."""
-    plain = {"sensor": SENSOR, "channels": list(CHANNELS), "extra": ["sza", "dem"], "target": {"name": "ta", "unit": "K"}, "simulated": True}
+    plain = {
+        "sensor": SENSOR,
+        "channels": list(CHANNELS),
+        "extra": ["sza", "dem"],
+        "target": {"name": "ta", "unit": "K"},
+        "simulated": True,
+    }
     fields = {**FIELDS, "x": Field(dtype="float32", shape=(len(CHANNELS), side, side))}
     schema = Schema(fields=fields, split=split, facts={**plain, **facts})
     job = {"stations": list(stations), "times": times, "days": days, "first_day": first_day, "seed": seed, "side": side}
