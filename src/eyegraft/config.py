@@ -41,6 +41,8 @@ class Columns(Strict):
         text: words beside the picture, as a second input; an empty cell means that there are none.
         references: the text to learn, or a list of texts of which each is right; of a label task, the label or the list of labels.
         prompt: what is asked of this image, where the task's own prompt will not do.
+        turns: a conversation about the image in place of prompt and references: a list of {question, answer}.
+        choices: the list of allowed answers.
         id: unique name of a row; None numbers them.
         group: rows of one group never cross splits; None takes the image.
         meta: further columns to keep for slices and reports.
@@ -50,6 +52,8 @@ class Columns(Strict):
     text: str | None = None
     references: str | None = "caption"
     prompt: str | None = None
+    turns: str | None = None
+    choices: str | None = None
     id: str | None = None
     group: str | None = None
     meta: tuple[str, ...] = ()

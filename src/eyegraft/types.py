@@ -34,6 +34,9 @@ class Sample:
         text: what stands beside the picture as a second input (words read from it, say); empty where there is none.
         sha256: of the image file's bytes; where pictures are not read, of the path as the table has it; empty where there is no picture.
         record: the row of the patch store `image` that stands in place of a picture file.
+        turns: (question, answer) pairs of a conversation about the picture, in order. `prompt` is then the last question, and the last
+            answer the first of `references`.
+        choices: the only answers that are allowed.
     """
 
     id: str
@@ -45,6 +48,8 @@ class Sample:
     text: str = ""
     sha256: str = ""
     record: int | None = None
+    turns: tuple[tuple[str, str], ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class Row:
     text: str = ""
     split: str = ""
     sha256: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+    choices: tuple[str, ...] = ()
     reason: str = ""
     detail: str = field(default="", repr=False)
 
@@ -203,7 +205,8 @@ def _read(data: Data, base: Path, read_images: bool) -> tuple[list[Row], dict[st
 
 def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns: Columns) -> None:
     there = list(dict.fromkeys(key for row in raw for key in row))
-    wanted = {key: getattr(columns, key) for key in ("image", "text", "references", "prompt", "id", "group")}
+    named = ("image", "text", *(() if columns.turns else ("references", "prompt")), "turns", "choices", "id", "group")
+    wanted = {key: getattr(columns, key) for key in named}
     wanted |= {f"meta[{number}]": name for number, name in enumerate(columns.meta)}
     missing = {key: name for key, name in wanted.items() if name is not None and name not in there}
     if missing:
@@ -229,6 +232,7 @@ def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only
         text=_text(values.get(columns.text)) if columns.text else "",
         prompt=(_text(values.get(columns.prompt)) or None) if columns.prompt else None,
         references=_references(values.get(columns.references), texts_only) if columns.references else (),
+        choices=_references(values.get(columns.choices), texts_only) if columns.choices else (),
         group=(_text(values.get(columns.group)) or None) if columns.group else None,
         meta={name: values.get(name) for name in columns.meta},
         id=_text(values.get(columns.id)) if columns.id else None,
@@ -236,16 +240,37 @@ def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only
     )
     if reason:
         row.refuse(reason, detail)
-    if columns.references and not row.references:
+    if columns.turns:
+        _take_turns(row, values.get(columns.turns), columns.turns)
+    elif columns.references and not row.references:
         row.refuse(EMPTY_TEXT, f"the cell of column {columns.references!r} holds no text")
     if not (image or row.text or row.prompt):
         row.refuse(NO_INPUT, "no picture, no text and no prompt")
-    for text in (*row.references, row.text, row.prompt or "", row.id or "", row.group or ""):
+    if len(set(row.choices)) < len(row.choices):
+        row.refuse(BROKEN_TEXT, f"column {columns.choices!r}: two choices are equal: {shown(sorted(row.choices))}")
+    spoken = [text for turn in row.turns for text in turn]
+    for text in (*row.references, *row.choices, *spoken, row.text, row.prompt or "", row.id or "", row.group or ""):
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # JSON can spell it, no tokenizer and no file can take it
             row.refuse(BROKEN_TEXT, f"half of a surrogate pair in {text[:40]!a}")
     if row.id == "":
         row.refuse(EMPTY_ID, f"column {columns.id!r} is empty")
     return row
+
+
+def _take_turns(row: Row, cell: Any, column: str) -> None:
+    """Read a conversation, or refuse the row: a list of {question, answer}, none of them empty."""
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            cell = None
+    pairs = [(_text(turn.get("question")), _text(turn.get("answer"))) for turn in cell or () if isinstance(turn, Mapping)]
+    if not isinstance(cell, list) or len(pairs) < len(cell) or not pairs:
+        row.refuse(EMPTY_TEXT, f"column {column!r} holds no list of {{question, answer}}")
+        return
+    if not all(question and answer for question, answer in pairs):
+        row.refuse(EMPTY_TEXT, f"column {column!r}: an empty question or answer")
+    row.turns, row.prompt, row.references = tuple(pairs), pairs[-1][0] or None, (pairs[-1][1],)
 
 
 def _text(value: Any) -> str:
@@ -375,8 +400,8 @@ def _samples(rows: Sequence[Row], merge: bool, read_images: bool) -> list[Sample
     gathered: dict[object, list[Row]] = defaultdict(list)
     for row in rows:
         if not row.reason:
-            together = merge and row.references
-            gathered[(row.path or row.image, row.text, row.prompt) if together else row.number].append(row)
+            together = merge and row.references and len(row.turns) < 2
+            gathered[(row.path or row.image, row.text, row.prompt, row.choices) if together else row.number].append(row)
     taken: dict[str, int] = {}
     samples = []
     for members in gathered.values():
@@ -396,6 +421,8 @@ def _samples(rows: Sequence[Row], merge: bool, read_images: bool) -> list[Sample
             references=references,
             group=first.group,
             meta=first.meta,
+            turns=first.turns,
+            choices=first.choices,
         )
         samples.append(sample)
     return samples
@@ -404,9 +431,11 @@ def _samples(rows: Sequence[Row], merge: bool, read_images: bool) -> list[Sample
 def _split_sha256(samples: Iterable[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in sorted(samples, key=lambda sample: sample.id):
-        row = [sample.id, sample.sha256, sample.prompt, sample.references]
+        row: list[Any] = [sample.id, sample.sha256, sample.prompt, sample.references]
         if sample.text:  # only then: rows without one keep the hash that runs were trained under before there was a text column
             row.append(sample.text)
+        if sample.turns or sample.choices:
+            row.append([sample.turns, sample.choices])
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
