@@ -120,20 +120,23 @@ class Rows:
         from eyegraft.data.patch_rows import PatchRows, opened
 
         parts = [PatchRows(opened(place / "patches" / split)) for split in ("train", "val", test)]
-        self.tested = np.concatenate([np.full(len(part), split == test) for part, split in zip(parts, ("train", "val", test), strict=True)])
-        self.station, time, self.day = (
+        self.tested, self.of_val = (
+            np.concatenate([np.full(len(part), split == one) for part, split in zip(parts, ("train", "val", test), strict=True)])
+            for one in (test, "val")
+        )
+        self.station, time, day_of_year = (
             np.concatenate([part.column(name) for part in parts]) for name in ("station", "time", "day_of_year")
         )
         self.time = np.array([f"{moment}Z" for moment in np.datetime_as_string(time, unit="m")])
+        self.day = (time - np.datetime64("2008-01-01", "D")).astype("timedelta64[D]").astype(np.int64)  # 2009 begins with 366
         self.y = np.concatenate([part.targets for part in parts])
         patch = np.concatenate([part.x() for part in parts])[:, 0]  # [N, H, W]
-        angle = self.day * (2 * np.pi / 365.2425)
+        angle = day_of_year * (2 * np.pi / 365.2425)
         self.columns = {
             "season": np.stack([np.sin(angle), np.cos(angle)], axis=1),
             "place": np.stack([np.concatenate([part.column(name) for part in parts]) for name in ("lat", "lon")], axis=1),
             "centre": patch[:, 4, 4][:, None],
             "patch": patch.reshape(len(patch), -1),
-            "day": self.day[:, None],
             "mean of the day": self._mean_of_the_day()[:, None],
         }
 
@@ -150,14 +153,15 @@ class Rows:
             return (sums[places] - np.where(known, self.y, 0)) / (counts[places] - known)
 
 
-def boosted(*names: str) -> Callable[[Rows], Floats]:
-    """HistGradientBoostingRegressor as it comes; it reads NaN as missing."""
+def boosted(*names: str, on_val: bool = True) -> Callable[[Rows], Floats]:
+    """HistGradientBoostingRegressor as it comes; it reads NaN as missing. `on_val`: the rows of validation are fitted too."""
 
     def answer(rows: Rows) -> Floats:
         from sklearn.ensemble import HistGradientBoostingRegressor
 
         x = np.concatenate([rows.columns[name] for name in names], axis=1)
-        model = HistGradientBoostingRegressor(random_state=0).fit(x[~rows.tested], rows.y[~rows.tested])
+        fitted = ~rows.tested & (on_val | ~rows.of_val)
+        model = HistGradientBoostingRegressor(random_state=0).fit(x[fitted], rows.y[fitted])
         return np.asarray(model.predict(x[rows.tested]))
 
     return answer
@@ -180,6 +184,7 @@ def ridged(rows: Rows) -> Floats:
 
 PEERS: dict[str, Callable[[Rows], Floats]] = {
     "boosting: patch, season, place": boosted("patch", "season", "place"),
+    "the same, on the rows of train alone": boosted("patch", "season", "place", on_val=False),
     "boosting: patch, season": boosted("patch", "season"),
     "boosting: centre pixel, season": boosted("centre", "season"),
     "boosting: season": boosted("season"),
@@ -216,7 +221,7 @@ def measured(root: Path, hold_out: str, seeds: Sequence[int]) -> dict[str, Any]:
             rows = Rows(root / f"{hold_out}-{seed}-{fold}", TEST[hold_out])
             keys = rows.keys
             truth.update(zip(keys, rows.y[rows.tested].tolist(), strict=True))
-            block.update(zip(keys, ((rows.day[rows.tested] - 1) // 8).astype(int).tolist(), strict=True))
+            block.update(zip(keys, (rows.day[rows.tested] // 8).tolist(), strict=True))
             for name, peer in PEERS_OF[hold_out].items():
                 started = time.perf_counter()
                 of_seed.setdefault(name, {}).update(zip(keys, peer(rows).tolist(), strict=True))
@@ -276,6 +281,7 @@ def say(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="dealings into folds, from 0")
+    parser.add_argument("--hold-out", choices=list(TEST), nargs="+", default=list(TEST))
     parser.add_argument("--choose", action="store_true", help="compare settings on validation alone")
     parser.add_argument("--num-resamples", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=Path("istra.json"))
@@ -290,9 +296,9 @@ def main() -> None:
             choose(Path(folder), 0)
             return
         results = {}
-        for hold_out, units in {"station": ("station",), "block": ("block", "station")}.items():
+        for hold_out in options.hold_out:
             found = measured(Path(folder), hold_out, range(options.seeds))
-            for unit in units:
+            for unit in dict.fromkeys((hold_out, "station")):
                 table = results[f"{hold_out}s held out, whole {unit}s drawn"] = scored(found, unit, options.num_resamples)
                 print(shown(f"\n{hold_out}s held out; intervals: whole {unit}s drawn", table), flush=True)
     facts = {"rows": len(found["truth"]), "seeds": options.seeds, "folds": FOLDS, "cores": os.cpu_count(), "load": os.getloadavg()}
