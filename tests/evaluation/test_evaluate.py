@@ -330,7 +330,7 @@ def test_conclusions_know_the_direction_and_skip_metrics_without_samples() -> No
         "most_frequent": {"rmse": gap(0.5, -1, 2)},
     }
     better, worse, neither = against_each(systems, differences, lower, 10)
-    assert better == "The model beats the same model on blank images on rmse by -2.000 [-3.000, -1.000]."
+    assert better == "The model beats the same model on blank images on rmse by +2.000 [+1.000, +3.000]."
     assert worse.startswith("The model loses to the same model on shuffled images on rmse")
     assert neither.startswith("The model cannot be told apart from")
     assert against_each({"model": {"bleu": {}}}, {"blank_image": {}}, {}, 10) == []

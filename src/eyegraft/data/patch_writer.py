@@ -80,10 +80,10 @@ def write_shards(
     target.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target / ".writing")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(f"{target} is being written by another process", "one writer", "wait for it, or end it") from error
-    with lock:
+    with held:  # not `with lock`, which would take it a second time and give it back once
         for draft in target.glob(".shard-*.tmp"):
             shutil.rmtree(draft, ignore_errors=True)
         plan = {f"shard-{number:05d}": (job, _digest(job, schema)) for number, job in enumerate(jobs)}

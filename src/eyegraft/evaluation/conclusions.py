@@ -34,15 +34,18 @@ def is_damage(system: str) -> bool:
 
 
 def against_each(systems: Table, differences: Table, higher_is_better: Mapping[str, bool | None], num_samples: int) -> list[str]:
-    """One sentence a baseline on the task's first metric with paired differences."""
+    """One sentence a baseline on the task's first metric with paired differences. A difference above 0 speaks for the model, whether the
+    metric is better when high or when low."""
     metric = _metric(systems, differences)
     if metric is None:
         return []
     sentences = []
     for system, table in differences.items():
         gap = table[metric]
-        low, high = (gap["low"], gap["high"]) if higher_is_better.get(metric, True) else (-gap["high"], -gap["low"])
-        shown_gap = f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        value, low, high = (gap["value"], gap["low"], gap["high"])
+        if not higher_is_better.get(metric, True):
+            value, low, high = -value, -high, -low
+        shown_gap = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
         name = _NAMES.get(system, system)
         if num_samples < MIN_SAMPLES:
             sentences.append(f"The model against {name} on {metric}: too few samples ({num_samples}) to tell; {shown_gap}.")
