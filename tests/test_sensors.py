@@ -117,6 +117,18 @@ def test_a_config_takes_a_name_or_the_bands() -> None:
         Config.model_validate({"sensor": "gk2a-ami"})
 
 
+def test_a_known_sensor_with_another_policy() -> None:
+    """What `prepare.missing=mask` makes, and the sensor that reads it, without writing sixteen bands."""
+
+    class Config(Strict):
+        sensor: NamedSensor
+
+    given = Config.model_validate({"sensor": {"name": "gk2a_ami", "missing": "mask"}}).sensor
+    assert given.differences(GK2A_AMI) == ["missing mask, there drop"]
+    with pytest.raises(ValidationError, match="bands"):
+        Config.model_validate({"sensor": {"name": "another", "missing": "mask"}})
+
+
 def test_time_is_sine_first_by_week_and_hour() -> None:
     """Against the calendar of the standard library, over years that begin and end within an ISO week of their neighbour."""
     moments = [datetime(2020, 12, 27, 5, 59, tzinfo=UTC) + timedelta(hours=31 * step) for step in range(700)]

@@ -206,11 +206,13 @@ def _by_name(given: Any) -> Any:
                 "; ".join(filter(None, [f"a known sensor ({', '.join(KNOWN)}) or its bands written out", nearest(given, KNOWN)]))
             )
         return KNOWN[given]
+    if isinstance(given, Mapping) and "bands" not in given and given.get("name") in KNOWN:
+        return {**KNOWN[given["name"]].model_dump(), **given}
     return given
 
 
 NamedSensor = Annotated[Sensor, BeforeValidator(_by_name)]
-"""A field of a part's `Config`: a sensor written out, or the name of a known one."""
+"""A field of a part's `Config`: a sensor written out, the name of a known one, or that name with what differs ({name, missing})."""
 
 
 # ── time and place ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
