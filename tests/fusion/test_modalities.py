@@ -121,6 +121,15 @@ def test_dropout_hides_a_modality_in_training_alone_and_never_all() -> None:
     assert torch.equal(fusion.eval()(tokens).values, fusion(tokens).values)
 
 
+def test_dropout_hides_further_columns_too() -> None:
+    torch.manual_seed(0)
+    fusion = concat.build(concat.Config(modality_dropout={"context": 0.5}), dims={"image": 12, "context": 6})
+    there = {name: torch.ones(4000, dtype=torch.bool) for name in ("image", "context")}
+    kept = fusion.modalities._hidden(there)
+    assert kept["image"].all()
+    assert kept["context"].float().mean() == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize(("module", "width"), [(gated, 512), (concat, 12)])
 def test_one_modality_alone_is_scaled_to_unit_length(module: Any, width: int) -> None:
     fusion = module.build(module.Config(), dims={"image": 12}).eval()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from eyegraft.errors import PartError
 from eyegraft.types import Tokens
 
-ModalityDropout = dict[Literal["image", "text"], Annotated[float, Field(ge=0, lt=1)]]
+ModalityDropout = dict[Literal["image", "text", "context"], Annotated[float, Field(ge=0, lt=1)]]
 """Modality -> how often training hides it, so that the model can do without it later (Neverova et al. 2016, ModDrop)."""
 
 
