@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import eyegraft.evaluation
 import eyegraft.training
 from evaluation import weather
 from eyegraft.composition import load_recipe
 from eyegraft.config import Recipe
 from eyegraft.data.patch_rows import opened
 from eyegraft.data.patch_statistics import fit, write_statistics
+from eyegraft.data.patch_writer import write_shards
 from eyegraft.errors import DataError, PartError, RecipeError
 from eyegraft.training.checkpoints import read_config
 from eyegraft.training.checkup import check_recipe
@@ -167,3 +169,39 @@ def test_pretraining_on_patches_without_numbers(recipe: Callable[..., Recipe], k
 def test_a_split_that_is_not_there_is_named(recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(RecipeError, match=r"stages.ta.split='tain'(.|\n)*did you mean 'train'"):
         eyegraft.training.train(recipe("train.split=tain"))
+
+
+def test_nothing_is_learned_from_what_is_to_be_held_out(recipe: Callable[..., Recipe], base: Path, tmp_path: Path) -> None:
+    for split, why in (("test", "reports as held out"), ("val", "chooses the checkpoint")):
+        with pytest.raises(RecipeError, match=why):
+            eyegraft.training.train(recipe(f"stages.ta.split={split}"))
+    more = tmp_path / "more"
+    shutil.copytree(base / "patches" / "test_new_both", more)  # the same readings under another name
+    with pytest.raises(DataError, match=r"leak between splits.*test_new_both"):
+        eyegraft.training.train(recipe(f"+data.satellite.patches.more={more}", "stages.ta.split=more"))
+
+
+def test_a_split_that_was_learned_from_is_not_held_out(recipe: Callable[..., Recipe]) -> None:
+    more = ["+data.satellite.patches.more=patches/unlabelled", "stages.ta.split=more", "evaluation.after_training=false"]
+    run = eyegraft.training.train(recipe("train.epochs=1", "evaluation.baselines=[most_frequent]", *more))
+    result = eyegraft.evaluation.evaluate(run, splits=["more"])["more"]
+    assert result["held_out"].startswith("none")
+    assert any(said.startswith("Not held out") for said in result["conclusions"])
+
+
+def test_a_split_without_numbers_that_nobody_reads_is_passed_over(recipe: Callable[..., Recipe], base: Path, tmp_path: Path) -> None:
+    """As after `+experiment=ta_mae stages.pretrain=null`."""
+    store = opened(base / "patches" / "unlabelled")
+    without = tmp_path / "without"
+
+    def columns(job: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        found = store.read(np.arange(len(store)))
+        return {**found, "y": np.full(len(store), np.nan, np.float32)}, {}
+
+    write_shards(without, store.schema, [{"all": True}], columns)
+    run = eyegraft.training.train(
+        recipe("train.epochs=1", "evaluation.after_training=false", f"+data.satellite.patches.unlabelled={without}")
+    )
+    assert read_run(run).is_finished("ta")
+    with pytest.raises(DataError, match=r"split unlabelled: .* have no usable number"):
+        eyegraft.training.train(recipe(f"+data.satellite.patches.unlabelled={without}", "evaluation.splits=[test,unlabelled]"))

@@ -82,7 +82,7 @@ def _stop_at_other_data(run: Run, data: PreparedData) -> None:
     before = run.facts.get("data", {}).get("splits")
     if before is None:
         return
-    changed = [split for split in _NOT_HELD_OUT if before.get(split, {}).get("sha256") != data.split_sha256.get(split)]
+    changed = [split for split in _seen(run.recipe) if before.get(split, {}).get("sha256") != data.split_sha256.get(split)]
     if changed:
         raise RunError(
             f"{run.folder}: {' and '.join(changed)} changed since this run was trained",
@@ -175,7 +175,7 @@ def _evaluate_split(
         "recipe": recipe.recipe,
         "task": task.name,
         "split": split,
-        "held_out": _held_out(recipe.data, split),
+        "held_out": _held_out(recipe, split),
         "num_samples": len(samples),
         "data": {"name": recipe.data.name, "about": recipe.data.about, "sha256": data.split_sha256[split]},
         **about,
@@ -225,8 +225,8 @@ def _cautions(run: Run, config: Mapping[str, Any], split: str, about: Mapping[st
     if not run.is_finished(config["stage"]):
         left = "what validation settles at its end, such as a threshold, is not settled"
         yield f"Not finished: stage {config['stage']} has not trained to its end, and {left}."
-    if split in _NOT_HELD_OUT:
-        yield f"Not held out: {_NOT_HELD_OUT[split]}."
+    if split in (seen := _seen(run.recipe)):
+        yield f"Not held out: {seen[split]}."
 
 
 def _slices(
@@ -264,11 +264,17 @@ def _values_of(column: str, samples: Sequence[Sample]) -> Sequence[str]:
     return [str(sample.meta.get(column, "")) for sample in samples]
 
 
-def _held_out(data: Data, split: str) -> str:
-    said = data.held_out.get(split, "")
+def _seen(recipe: Recipe) -> dict[str, str]:
+    """Split -> why it is not held out."""
+    learned = (recipe.stage(name).split for name in recipe.stages)
+    return {**_NOT_HELD_OUT, **dict.fromkeys(learned, _NOT_HELD_OUT["train"])}
+
+
+def _held_out(recipe: Recipe, split: str) -> str:
+    said, seen = recipe.data.held_out.get(split, ""), _seen(recipe)
     if split == "val" and said:
-        return f"{said}; but {_NOT_HELD_OUT[split]}"
-    return f"none: {_NOT_HELD_OUT[split]}" if split in _NOT_HELD_OUT else said
+        return f"{said}; but {seen[split]}"
+    return f"none: {seen[split]}" if split in seen else said
 
 
 def _all_answers(

@@ -28,7 +28,7 @@ from eyegraft.training.stages import (
     make_fabric,
     prepare_task,
     stage_data,
-    stop_without_split,
+    stop_at_split,
     stop_without_train,
     teach_inputs,
 )
@@ -56,7 +56,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
         settings = recipe.stage(name)
         task = build_task(recipe, settings)
         objective = build_objective(task, settings)
-        stop_without_split(recipe, name, data)
+        stop_at_split(recipe, name, data)
         prepare_task(recipe, task, data)
         encoded = encode_splits(task, settings, data, model)
         watched_direction(settings, name, task, data.splits.get("val", []))

@@ -10,14 +10,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from eyegraft.answering import answer_samples, num_tokens, pad_id_of, readers_of, tokenizer_of
 from eyegraft.config import Recipe, Settings
 from eyegraft.console import progress, track
 from eyegraft.data.batches import Examples, derived_seed, load_batches
+from eyegraft.data.columns import check_columns
 from eyegraft.data.inputs import learn_inputs, with_learned
-from eyegraft.data.patch_rows import PatchRows
+from eyegraft.data.patch_rows import PatchRows, stop_at_shared_readings
 from eyegraft.data.samples import PreparedData, base_folder, load_samples
 from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import DataError, RecipeError, RunError, nearest
@@ -33,7 +35,7 @@ from eyegraft.training.perturbation import effects_of
 from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
 from eyegraft.training.trackers import open_trackers
 from eyegraft.tuning import make_plan
-from eyegraft.types import PatchSpec, Sample
+from eyegraft.types import ColumnSpec, PatchSpec, Sample
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +68,23 @@ def stop_without_train(data: PreparedData) -> None:
         raise DataError(given, "a split called train", "set data.tables.train or data.split.fractions.train")
 
 
-def stop_without_split(recipe: Recipe, stage: str, data: PreparedData) -> None:
+def stop_at_split(recipe: Recipe, stage: str, data: PreparedData) -> None:
+    """A stage learns from a split that is there, and never from one that chooses the checkpoint or is reported as held out.
+
+    Raises:
+        RecipeError: another split.
+        DataError: a further split to learn from shares readings with others.
+    """
     wanted = recipe.stage(stage).split
+    given = f"stages.{stage}.split={wanted!r}"
     if wanted not in data.splits:
-        given, fix = f"stages.{stage}.split={wanted!r}", nearest(wanted, data.splits) or "name one of the data's splits"
-        raise RecipeError(given, f"one of {', '.join(data.splits)}", fix)
+        raise RecipeError(given, f"one of {', '.join(data.splits)}", nearest(wanted, data.splits) or "name one of the data's splits")
+    if wanted == "val" or (wanted != "train" and wanted in recipe.evaluation.splits):
+        what = "which chooses the checkpoint" if wanted == "val" else "which evaluation.splits reports as held out"
+        raise RecipeError(f"{given}, {what}", "train, or a split for learning alone", f"set stages.{stage}.split=train")
+    patches = {split: samples for split, samples in data.splits.items() if isinstance(samples, PatchRows)}
+    if wanted in patches and wanted != "train":
+        stop_at_shared_readings({split: rows for split, rows in patches.items() if split != "train"}, (wanted,))
 
 
 def stop_at_other_inputs(start: Path | None, inputs: Mapping[str, Any]) -> None:
@@ -189,6 +203,8 @@ def prepare_task(recipe: Recipe, task: Task, data: PreparedData) -> None:
     faults: list[DataError] = []
     settings = {name: recipe.stage(name) for name in recipe.stages}
     others = {found.split for found in settings.values() if recipe.task_of(found) != task.name} - {"train"}  # such as one without labels
+    read = {"train", "val", *recipe.evaluation.splits, *(found.split for found in settings.values())}
+    others |= {split for split, samples in data.splits.items() if split not in read and _unlabelled(samples)}  # of a stage that is left out
     for split in dict.fromkeys([*data.splits, "val"]):  # all of them: a fault in `test` is not for the end of the training
         if split in others:
             continue
@@ -199,6 +215,10 @@ def prepare_task(recipe: Recipe, task: Task, data: PreparedData) -> None:
     if faults:
         raise DataError("\n".join(fault.given for fault in faults), faults[0].expected, faults[0].fix)
     task.learned = task.learn(data.splits["train"])
+
+
+def _unlabelled(samples: Sequence[Sample]) -> bool:
+    return isinstance(samples, PatchRows) and bool(np.isnan(samples.targets).all())
 
 
 def encode_splits(task: Task, settings: Settings, data: PreparedData, model: Graft) -> dict[str, Sequence[Encoded]]:
@@ -223,7 +243,15 @@ def stage_data(
 
 
 def teach_inputs(recipe: Recipe, model: Graft, data: PreparedData) -> dict[str, Any]:
-    """Let every encoder know what it must of the training split: means and standard deviations of its inputs. Gives them by modality."""
+    """Let every encoder know what it must of the training split: means and standard deviations of its inputs. Gives them by modality.
+
+    Raises:
+        DataError: a further column of any split cannot be used.
+    """
+    for encoder in model.encoders.values():
+        if isinstance(encoder.spec, ColumnSpec):
+            for split, samples in data.splits.items():
+                check_columns(encoder.spec, samples, split)
     satellite = recipe.data.satellite
     file = base_folder(recipe.data.base_dir) / satellite.statistics if satellite is not None else None
     found = {modality: learn_inputs(encoder.spec, data.splits["train"], file) for modality, encoder in model.encoders.items()}  # type: ignore[arg-type]
@@ -293,7 +321,7 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     for later in recipe.stage_names[recipe.stage_names.index(stage) :]:
         its_task = task if later == stage else build_task(recipe, recipe.stage(later))
         build_objective(its_task, recipe.stage(later))
-        stop_without_split(recipe, later, data)
+        stop_at_split(recipe, later, data)
         prepare_task(recipe, its_task, data)
         key = f"{its_task.name} of {recipe.stage(later).split}"
         if key not in read:
