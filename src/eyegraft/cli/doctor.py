@@ -48,7 +48,9 @@ def _machine() -> Iterator[str]:
     from eyegraft.pretrained import cache_dir
     from eyegraft.training.runs import versions
 
-    yield f"{platform.system()} {platform.machine()}, {psutil.cpu_count(logical=False)} cores, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cores = f"{psutil.cpu_count(logical=False)} cores, torch uses {threads}"
+    yield f"{platform.system()} {platform.machine()}, {cores}"
     yield "  ".join(f"{name} {number}" for name, number in versions().items())
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
     yield f"memory {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free, disk {disk.free / 2**30:.1f} GiB free here"

@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.rows:
         raise DataError("--rows without --patches", "the patch store that the rows are of", "give --patches STORE too")
     if not (arguments.images or arguments.text):
-        raise DataError("neither an image nor a text", "image files, or --text for a run that reads text alone", "name what is asked about")
+        expected = "image files, --text for a run that reads text alone, or --patches STORE for a run on patches"
+        raise DataError("neither an image nor a text nor patches", expected, "name what is asked about")
     answers = load_run(arguments.run, stage=arguments.stage).predict(arguments.images, prompt=arguments.prompt, texts=arguments.text)
     kind, asked = ("image", arguments.images) if arguments.images else ("text", arguments.text)
     for item, answer in zip(asked, answers, strict=True):

@@ -326,10 +326,14 @@ class PatchStore:
 
 def _manifest(path: Path) -> Manifest:
     file = path / "manifest.json"
+    inside = sorted(found.parent for pattern in ("*", "patches/*") for found in path.glob(f"{pattern}/manifest.json"))
+    if inside:
+        raise DataError(f"{path}: no patch store, but a folder of {len(inside)}", "one of them", f"give {inside[0]}, for one")
     if not file.exists():
         begun = len(list(path.glob("shard-*"))) if path.is_dir() else 0
         given = f"{path}: an unfinished patch store of {begun} shards" if begun else f"{path}: no patch store"
-        raise DataError(given, "a folder with manifest.json", "run prepare: it goes on where it stopped" if begun else "run prepare first")
+        fix = "run prepare: it goes on where it stopped" if begun else "check the path, or run `eyegraft prepare` first"
+        raise DataError(given, "a folder with manifest.json", fix)
     try:
         return Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:

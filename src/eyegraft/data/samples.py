@@ -178,8 +178,10 @@ def base_folder(given: str, root: Path | None = None) -> Path:
     folder = Path(os.path.expandvars(given if os.name == "nt" else given.replace("\\", "/"))).expanduser()
     base = Path(os.path.normpath(((root or Path()) / folder).absolute()))
     if not base.is_dir():
-        fix = "set the environment variable in it" if "$" in str(base) else nearest(base.name, _names_in(base.parent)) or "create it"
-        raise DataError(f"data.base_dir: {given!r}, which is {base}: no such folder", "an existing folder", fix)
+        fix = "set the environment variable in it" if "$" in str(base) else nearest(base.name, _names_in(base.parent))
+        fix = fix or "check the path; a recipe that makes its own data does so by `eyegraft prepare`, with the same arguments as `train`"
+        told = repr(given) if given == str(base) else f"{given!r}, which is {base}"
+        raise DataError(f"data.base_dir: {told}: no such folder", "an existing folder", fix)
     return base
 
 

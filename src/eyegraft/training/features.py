@@ -68,7 +68,8 @@ def stored_readers(
 ) -> dict[str, Reader]:
     """The readers, with those of frozen encoders replaced by the feature cache wherever that gives the same.
 
-    Everything that is missing there is encoded now, in float32, and written; the log says what is read from where, or why not.
+    Everything that is missing there is encoded now, in float32, and written; the log says what is read from where, or why not, and
+    nothing of columns.
 
     Args:
         frozen: modalities whose encoders do not change while the readers are used.
@@ -84,7 +85,9 @@ def stored_readers(
                 continue
             except Uncached as error:
                 reason = f"{error.given}; {error.expected}"
-        log.info("feature cache: not for %s: %s", modality, reason)
+        known = modality not in frozen and not augmented  # it was said of the training split, and stands in the table of what trains
+        if not known and not isinstance(model.encoders[modality].spec, ColumnSpec):
+            log.info("feature cache: not for %s: %s", modality, reason)
     return found
 
 

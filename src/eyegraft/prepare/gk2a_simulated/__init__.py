@@ -246,9 +246,9 @@ def _simulate(archive: _Archive, scenes: Scenes, workers: int) -> None:
     others = [spawn.Process(target=_write_beside, args=(archive, todo[number::shares]), daemon=True) for number in range(1, shares)]
     for process in others:
         process.start()
-    mine = todo[::shares]
-    with progress(f"simulating {len(todo)} scenes, {shares} at once", len(mine)) as advance:
-        archive.write(mine, advance)
+    rounds = iter([len(todo[first : first + shares]) for first in range(0, len(todo), shares)])
+    with progress("simulating scenes", len(todo)) as advance:
+        archive.write(todo[::shares], lambda: advance(next(rounds)))
     for process in others:
         process.join()
     archive.write(todo)  # what another process could not do: here its error is told
