@@ -560,6 +560,6 @@ def test_new_layers_train_wherever_the_pretrained_part_does(
     assert plan.saved >= STEM, "no file of weights holds them"
     held = [name for group in plan.groups for name in group["names"]]
     assert len(held) == len(set(held))
-    assert ("12,480 new numbers inside it stay as they were drawn" in caplog.text) is not trains
+    assert ("12,480 new numbers inside it stay as they are" in caplog.text) is not trains
     if tune in ("frozen", "lora"):
         assert {name for name in plan.saved if name.startswith("encoders")} == STEM

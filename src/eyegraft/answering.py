@@ -39,12 +39,13 @@ def pad_id_of(model: Graft) -> int:
 
 @torch.inference_mode()
 def num_tokens(model: Graft) -> int:
-    """How many tokens stand before the text: measured, never configured."""
+    """How many tokens stand before the text: measured, never configured. 0 where the language model looks at them from the side."""
     model.eval()
     nothing = torch.zeros(1, 0)
     inputs = one_blank({modality: reader(encoder.spec) for modality, encoder in model.encoders.items()})  # type: ignore[arg-type]
     batch = Batch(inputs, nothing.long(), nothing.bool(), nothing.long(), [], nothing).to(next(model.parameters()).device)
-    return int(model.connect(model.encode(batch)).mask.shape[1])
+    tokens = model.connect(model.encode(batch))
+    return int(tokens.mask.shape[1]) if getattr(model.head, "tokens_in_context", True) else 0
 
 
 @torch.inference_mode()

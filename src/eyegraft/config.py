@@ -233,12 +233,13 @@ class Tune(Strict):
     """How one part is trained. In a recipe a bare word such as `frozen` stands for `{mode: frozen}`.
 
     Attributes:
-        mode: `frozen` nothing, `last_n` the last blocks, `full` everything, `lora` adapters only.
+        mode: `frozen` nothing, `last_n` the last blocks, `full` everything, `lora` adapters only, `new` nothing but the layers inside a
+            pretrained part that its weights do not hold; these train under `last_n`, `full` and `lora` too.
         last_n: number of blocks for `last_n`.
         learning_rate: None takes the stage's.
     """
 
-    mode: Literal["frozen", "last_n", "full", "lora"]
+    mode: Literal["frozen", "last_n", "full", "lora", "new"]
     last_n: NonNegative = 0
     learning_rate: Rate | None = None
     lora: Lora = Lora()
@@ -289,7 +290,8 @@ class Settings(Strict):
         early_stopping: what chooses the best checkpoint, and when to stop.
         log_every: optimiser steps between rows of `metrics.jsonl`.
         feature_cache: of frozen encoders.
-        tune: part -> how it is trained; parts not named keep the default of their room: pretrained ones are frozen, new ones train.
+        tune: part -> how it is trained; parts not named keep the default of their room: pretrained ones are frozen, new ones train,
+            and so do the cross-attention layers of a frozen language model.
         freeze_backbone, finetune_layers, backbone_lr, lora, lora_lr: `tune.vision_encoder` in other words. freeze_backbone=false with
             finetune_layers=N trains the top N blocks, with -1 all; lora.enabled=true trains adapters on the last lora.target_layers blocks.
             Without a rate of its own each takes learning_rate; a rate of what does not train decides nothing.

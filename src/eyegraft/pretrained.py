@@ -233,17 +233,20 @@ _PACKAGED: dict[str, tuple[str, str, Callable[[Path, Path], None]]] = {
 }
 
 
-def stack_of(module: Any) -> list[list[Any]]:
-    """A transformers model's parameters in depth order: what comes before its blocks, each block, and what comes after with the last.
-
-    The blocks are the largest `ModuleList`, which holds for every decoder, vision tower and staged convolutional network of transformers.
-    """
+def blocks_of(module: Any) -> Any:
+    """A transformers model's blocks in order: its largest `ModuleList`, which holds for every decoder, vision tower and staged
+    convolutional network of transformers. Empty where there is none."""
     from torch import nn
 
-    lists = [item for item in module.modules() if isinstance(item, nn.ModuleList) and len(item)]
-    if not lists:
+    lists = [item for item in module.modules() if isinstance(item, nn.ModuleList)]
+    return max(lists, key=lambda item: sum(p.numel() for p in item.parameters()), default=nn.ModuleList())
+
+
+def stack_of(module: Any) -> list[list[Any]]:
+    """A transformers model's parameters in depth order: what comes before its blocks, each block, and what comes after with the last."""
+    blocks = [list(block.parameters()) for block in blocks_of(module)]
+    if not blocks:
         return [list(module.parameters())]
-    blocks = [list(block.parameters()) for block in max(lists, key=lambda item: sum(p.numel() for p in item.parameters()))]
     inside = {id(parameter) for block in blocks for parameter in block}
     order = [id(parameter) for parameter in module.parameters()]
     first = order.index(id(blocks[0][0]))

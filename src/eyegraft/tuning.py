@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,15 +58,17 @@ def canonical(name: str) -> str:
 
 
 def default_tune(part: nn.Module) -> Tune:
-    """Pretrained parts are frozen, new ones train."""
-    return Tune(mode="frozen" if getattr(part, "backbone", None) is not None else "full")
+    """Pretrained parts are frozen, new ones train. A part may name another mode: without its new layers it would teach nothing."""
+    own: Any = getattr(part, "default_mode", "frozen")
+    return Tune(mode=own if getattr(part, "backbone", None) is not None else "full")
 
 
 def make_plan(model: Graft, settings: Settings, *, objective: nn.Module | None = None, saved: Iterable[str] = ()) -> TrainablePlan:
     """Apply a stage's `tune` to a model: adapters are added, `requires_grad` is set, parameter groups are made.
 
-    A layer that is new inside a pretrained part (its `new_parameters`) trains wherever the part does, under `last_n` and `lora` too: no
-    file of weights holds it, and every checkpoint does. A frozen part is frozen whole: the layer stays as it was drawn, as the log says.
+    A layer that is new inside a pretrained part (its `new_parameters`) trains wherever the part does, under `last_n` and `lora` too, and
+    alone under `new`: no file of weights holds it, and every checkpoint does. A frozen part is frozen whole: the layer stays as it was
+    drawn, as the log says.
 
     Args:
         objective: meets the model here (`attach`), when its parts are as they will train. It may bring parameters of its own; those that
@@ -146,7 +149,7 @@ def _add(plan: TrainablePlan, model: Graft, name: str, part: nn.Module, tune: Tu
         parameter.requires_grad_(True)
     names = {id(parameter): key for key, parameter in model.named_parameters()}  # after adapters were put in
     rate = tune.learning_rate or settings.learning_rate
-    total = sum(parameter.numel() for parameter in part.parameters())
+    total = sum(_numbers(parameter) for parameter in part.parameters())
     if total:
         plan.rows.append(PlanRow(name, tune.mode, total, sum(p.numel() for p in chosen), rate if chosen else None))
     plan.groups += _groups(name, chosen, names, rate, settings.weight_decay)
@@ -164,6 +167,12 @@ def _add_objective(plan: TrainablePlan, objective: nn.Module, settings: Settings
     plan.groups += _groups("objective", chosen, names, settings.learning_rate, settings.weight_decay)
 
 
+def _numbers(parameter: nn.Parameter) -> int:
+    """How many numbers a parameter stands for: in 4 bits two of them share a byte."""
+    state: Any = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
 def _new_parameters(part: nn.Module) -> list[nn.Parameter]:
     """Layers inside a pretrained part that its weights do not hold."""
     return list(getattr(part, "new_parameters", ()))
@@ -175,9 +184,13 @@ def _chosen(name: str, part: nn.Module, tune: Tune) -> list[nn.Parameter]:
         if new:
             number = sum(parameter.numel() for parameter in new)
             log.info(
-                "%s is frozen: %s new numbers inside it stay as they were drawn; they train under lora, last_n or full", name, f"{number:,}"
+                "%s is frozen: %s new numbers inside it stay as they are; they train under new, lora, last_n or full", name, f"{number:,}"
             )
         return []
+    if tune.mode == "new":
+        if not new:
+            raise RecipeError(f"tune.{name}.mode=new, but nothing in this part is new", "frozen, last_n, full or lora", "use mode frozen")
+        return new
     if tune.mode == "lora":
         return [*add_adapter(name, part, tune.lora), *new]
     chosen = list(part.parameters())
@@ -190,6 +203,13 @@ def _chosen(name: str, part: nn.Module, tune: Tune) -> list[nn.Parameter]:
         chosen = [parameter for block in blocks[-tune.last_n :] for parameter in block]
         last = {id(parameter) for parameter in chosen}
         chosen += [parameter for parameter in new if id(parameter) not in last]
+    packed = [parameter for parameter in chosen if not parameter.is_floating_point()]
+    if packed:
+        raise RecipeError(
+            f"tune.{name}.mode={tune.mode} on quantised weights, which hold no gradient",
+            "lora, which trains beside them" + (", or new" if new else ""),
+            f"set train.tune.{name}=lora, or {name}.quantize=none",
+        )
     low = [parameter.dtype for parameter in chosen if parameter.dtype in (torch.float16, torch.bfloat16)]
     if low:
         raise RecipeError(
@@ -281,7 +301,10 @@ def _adapted_modules(name: str, part: Any, lora: Lora) -> list[str]:
         for key, module in part.backbone.named_modules()
         if isinstance(module, nn.Linear | Conv1D) or key.endswith(".base_layer")
     }
-    layers = {key.removesuffix(".base_layer"): module for key, module in layers.items() if ".lora_" not in key}
+    new = {id(parameter) for parameter in _new_parameters(part)}  # they train themselves
+    layers = {
+        key.removesuffix(".base_layer"): module for key, module in layers.items() if ".lora_" not in key and id(module.weight) not in new
+    }
     if not layers:
         raise RecipeError(
             f"tune.{name}.mode=lora on {type(part.backbone).__name__}, which has no linear layer",

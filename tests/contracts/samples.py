@@ -33,6 +33,10 @@ def _lm(family: str) -> Options:
     return lambda folders: {"model": folders.lm(family)}
 
 
+def _sighted(family: str, **options: Any) -> Options:
+    return lambda folders: {"model": folders.lm(family), "num_layers": 2, **options}
+
+
 def _patches(**options: Any) -> Options:
     bands = [{"name": name, "wavelength_um": length, "unit": "K"} for name, length in {"a": 3.9, "b": 10.8, "c": 12.0}.items()]
     sensor = {"name": "three", "bands": bands, "gsd_m": 2000.0, "missing": "mask"}
@@ -81,6 +85,11 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     "heads": {
         "classifier": {"plain": lambda folders: {"hidden_dim": 5}},
         "regressor": {"plain": lambda folders: {"hidden_dim": 5}},
+        "cross_attention_lm": {
+            **{family: _sighted(family) for family in ("llama", "mistral", "qwen2", "phi", "gpt2")},
+            "last-layer": _sighted("llama", num_layers=1, num_heads=2, gate="none"),
+            "post-norm": _sighted("phi", gate="none", norm="post"),
+        },
         "prefix_lm": {family: _lm(family) for family in ("llama", "mistral", "qwen2", "phi", "gpt2")},
     },
     "objectives": {

@@ -14,6 +14,7 @@ _EXTRAS = {
     "wandb": ("wandb",),
     "sweep": ("optuna",),
     "ocr": ("rapidocr",),
+    "quantize": ("bitsandbytes",),
 }
 
 

@@ -27,7 +27,10 @@ class TextHead(Head, Protocol):
 
     Attributes:
         tokenizer: the language model's own.
-        context_length: tokens that it can take, image tokens included.
+        context_length: tokens that it can take, image tokens included where they stand in the text (see `tokens_in_context`).
+
+    A head whose image tokens take up no room in the text says `tokens_in_context = False`. A pretrained one with `new_parameters` may name
+    the mode of `train.tune` that it trains in where a recipe names none, as `default_mode`.
     """
 
     tokenizer: Any

@@ -1,0 +1,258 @@
+"""The last layers of any causal language model of transformers attend to image tokens.
+
+In each of them, image tokens are added to what the layer's self-attention gives, h [B, T, D]:
+
+| gate   | norm   | what the layer goes on with                  |                                                                    |
+|--------|--------|----------------------------------------------|--------------------------------------------------------------------|
+| `tanh` | `pre`  | h + tanh(g) · attend(LayerNorm(h), image)    | g starts at 0: at first the model says what it said before         |
+| `none` | `pre`  | h + attend(LayerNorm(h), image)              |                                                                    |
+| `none` | `post` | LayerNorm(h + attend(h, image))              | the form of Vaswani et al. 2017; h is normalised from the start    |
+
+The closed gate is that of Flamingo (Alayrac et al. 2022), whose layers stand between those of the language model. Image tokens take up no
+room in the text. They travel as keyword arguments of the model's forward; nothing is kept on a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from eyegraft.config import Positive
+from eyegraft.errors import PartError
+from eyegraft.heads._language_model import (
+    LanguageModel,
+    architecture,
+    check_width,
+    context_length,
+    generation_settings,
+    load,
+    texts_of,
+)
+from eyegraft.pretrained import blocks_of, stack_of
+from eyegraft.types import IGNORE, Batch, Tokens
+
+_SELF_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+"""What transformers calls the self-attention of a decoder's layer."""
+
+
+class Config(LanguageModel):
+    __doc__ = f"""{LanguageModel.__doc__}
+    num_layers: how many layers see the image, counted from the last.
+    num_heads: of the new attention; None takes the language model's number.
+    gate, norm: see above.
+    """
+
+    num_layers: Positive = 4
+    num_heads: Positive | None = None
+    gate: Literal["tanh", "none"] = "tanh"
+    norm: Literal["pre", "post"] = "pre"
+
+    @model_validator(mode="after")
+    def _gate_closes(self) -> Config:
+        if self.gate == "tanh" and self.norm == "post":
+            raise ValueError(
+                "gate=tanh with norm=post: the norm would change the language model while the gate is closed; "
+                "choose norm=pre, or gate=none with norm=post"
+            )
+        return self
+
+
+# ── the new layer ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class CrossAttention(nn.Module):
+    """Adds what hidden states [B, T, D] find among image tokens, in one of the forms above. A key's bias would change nothing.
+
+    Args:
+        place: which of the cross-attentions of the model this is, counted from the first.
+    """
+
+    def __init__(self, dim: int, num_heads: int, place: int, *, gated: bool, pre_norm: bool) -> None:
+        super().__init__()
+        self.num_heads, self.place, self.pre_norm = num_heads, place, pre_norm
+        self.norm = nn.LayerNorm(dim)
+        self.query, self.key, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.gate = nn.Parameter(torch.zeros(1)) if gated else None
+        for layer in (self.query, self.key, self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def keys_values(self, image: Tensor) -> Tensor:
+        """Image tokens [B, N, D] -> [B, 2, H, N, D / H]: they are the same for every token of a text, and made once."""
+        both = torch.stack([self.key(image), self.value(image)], dim=1)  # [B, 2, N, D]
+        heads: Tensor = both.unflatten(-1, (self.num_heads, -1))
+        return heads.transpose(2, 3)
+
+    def forward(self, hidden: Tensor, keys_values: Tensor, image_mask: Tensor) -> Tensor:
+        """Hidden states [B, T, D], keys and values [B, 2, H, N, D / H], mask [B, N] -> [B, T, D]. Rows without an image do not change."""
+        given = hidden.to(self.query.weight.dtype)
+        seen = image_mask.any(1)  # [B]
+        query = self.query(self.norm(given) if self.pre_norm else given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        allowed = image_mask | ~seen.unsqueeze(1)  # a row that may look at nothing would give NaN
+        keys, values = keys_values.to(query.dtype).unbind(1)
+        found = F.scaled_dot_product_attention(query, keys, values, attn_mask=allowed[:, None, None])
+        found = self.output(found.transpose(1, 2).flatten(2))
+        if self.gate is not None:
+            found = found * self.gate.tanh()
+        changed = given + found if self.pre_norm else self.norm(given + found)
+        return torch.where(seen[:, None, None], changed.to(hidden.dtype), hidden)
+
+
+class SightedAttention(nn.Module):
+    """A layer's own self-attention, and what its output finds in the image."""
+
+    def __init__(self, own: nn.Module, cross: CrossAttention) -> None:
+        super().__init__()
+        self.own, self.cross = own, cross
+
+    def forward(self, *args: Any, image_keys_values: Tensor | None = None, image_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """Args:
+        image_keys_values: [B, K, 2, H, N, D / H] of all cross-attentions; image_mask: [B, N] bool.
+        """
+        if image_keys_values is None or image_mask is None:
+            raise _hands_nothing_down(self.own)
+        given = self.own(*args, **kwargs)
+        hidden, rest = (given[0], given[1:]) if isinstance(given, tuple) else (given, None)
+        changed = self.cross(hidden, image_keys_values[:, self.cross.place], image_mask)
+        return changed if rest is None else (changed, *rest)
+
+
+class _HandsDown:
+    """Mixed into a language model's class: `generate` takes the image and gives it to every forward."""
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *, image_keys_values: Tensor | None = None, image_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
+        return {**prepared, "image_keys_values": image_keys_values, "image_mask": image_mask}
+
+
+# ── the head ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class CrossAttentionLM(nn.Module):
+    """A causal language model with cross-attention in its last layers. Unless told otherwise it is frozen, and these train."""
+
+    tokens_in_context = False
+    default_mode = "new"
+
+    def __init__(self, backbone: nn.Module, tokenizer: Any, crosses: tuple[CrossAttention, ...]) -> None:
+        super().__init__()
+        self.backbone: Any = backbone
+        self.tokenizer = tokenizer
+        self.context_length = context_length(backbone)
+        self._crosses = crosses  # a tuple, for they belong to the backbone, under whatever adapters
+
+    @property
+    def blocks(self) -> list[list[nn.Parameter]]:
+        return stack_of(self.backbone)
+
+    @property
+    def new_parameters(self) -> list[nn.Parameter]:
+        """What no file of the language model's weights holds."""
+        return [parameter for cross in self._crosses for parameter in cross.parameters()]
+
+    def forward(self, tokens: Tokens, batch: Batch) -> tuple[Tensor, Tensor]:
+        ids, mask, labels = self._text(batch, pad_left=False)
+        following = labels[:, 1:]  # the logits at t predict the label at t + 1
+        learned = (following != IGNORE).any(0).nonzero()[:, 0]  # logits are made only where some row has a label
+        result = self.backbone(input_ids=ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=learned, **self._image(tokens))
+        return result.logits, following[:, learned]
+
+    @torch.no_grad()
+    def generate(self, tokens: Tokens, batch: Batch, *, max_new_tokens: int, num_beams: int = 1) -> list[str]:
+        ids, mask, _ = self._text(batch, pad_left=True)
+        room = min(max_new_tokens, self.context_length - ids.shape[1])
+        settings = generation_settings(self.tokenizer, max_new_tokens=room, num_beams=num_beams)
+        said = self.backbone.generate(inputs=ids, attention_mask=mask.long(), generation_config=settings, **self._image(tokens))
+        return texts_of(self.tokenizer, said[:, ids.shape[1] :])
+
+    def _image(self, tokens: Tokens) -> dict[str, Tensor]:
+        """The arguments that the language model hands down to its layers."""
+        values = torch.where(tokens.mask.unsqueeze(-1), tokens.values, 0)  # what is missing may be anything
+        values = values.to(self._crosses[0].key.weight.dtype)
+        return {
+            "image_keys_values": torch.stack([cross.keys_values(values) for cross in self._crosses], dim=1),
+            "image_mask": tokens.mask,
+        }
+
+    def _text(self, batch: Batch, *, pad_left: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and labels [B, T], with padding on one side. Where a text has nothing before its first learned token, a token that
+        starts texts comes first: something must be there to look at the image."""
+        ids, mask, labels = batch.input_ids, batch.text_mask, batch.labels
+        bare = ~mask.any(1) | (labels[:, :1] != IGNORE).any(1)  # [B]
+        if bare.any():
+            start = self.tokenizer.bos_token_id
+            first = ids.new_full((len(ids), 1), self.tokenizer.eos_token_id if start is None else start)
+            ids = torch.cat([first, ids], dim=1)
+            mask = torch.cat([bare.unsqueeze(1), mask], dim=1)
+            labels = torch.cat([torch.full_like(first, IGNORE), labels], dim=1)
+        order = mask.long().argsort(dim=1, descending=not pad_left, stable=True)  # stable: real tokens keep their order
+        return ids.gather(1, order), mask.gather(1, order), labels.gather(1, order)
+
+
+def input_dim(config: Config) -> int:
+    """The width of the language model's hidden states, read from its configuration alone."""
+    return int(architecture(config).get_text_config().hidden_size)
+
+
+def build(config: Config, *, in_dim: int, num_outputs: int) -> CrossAttentionLM:
+    check_width("cross_attention_lm", in_dim, input_dim(config), num_outputs)
+    shape = architecture(config).get_text_config()
+    num_heads = config.num_heads or int(shape.num_attention_heads)
+    if in_dim % num_heads:
+        raise PartError(
+            f"head.num_heads: {num_heads} heads over a language model of width {in_dim}",
+            "a number of heads that divides the width",
+            f"set head.num_heads={next(number for number in range(num_heads, 0, -1) if not in_dim % number)}",
+        )
+    model, tokenizer = load(config)
+    layers = blocks_of(model)
+    if config.num_layers > len(layers):
+        raise PartError(
+            f"head.num_layers={config.num_layers} of a language model with {len(layers)} layers",
+            f"at most {len(layers)}",
+            f"set head.num_layers={min(4, len(layers))}",
+        )
+    crosses = []
+    for place, layer in enumerate(layers[len(layers) - config.num_layers :]):
+        cross = CrossAttention(in_dim, num_heads, place, gated=config.gate == "tanh", pre_norm=config.norm == "pre")
+        _give_sight(layer, cross)
+        crosses.append(cross.to(model.device))
+    model.__class__ = type(f"Sighted{type(model).__name__}", (_HandsDown, type(model)), {})
+    return CrossAttentionLM(model, tokenizer, tuple(crosses))
+
+
+def _give_sight(layer: nn.Module, cross: CrossAttention) -> None:
+    name = next((name for name in _SELF_ATTENTION if isinstance(getattr(layer, name, None), nn.Module)), None)
+    if name is None:
+        raise PartError(
+            f"head.model: a {type(layer).__name__} among the last {cross.place + 1} or more layers has no self-attention to add to",
+            f"decoder layers with one of {', '.join(_SELF_ATTENTION)}",
+            "choose a smaller head.num_layers, another language model, or head.kind=prefix_lm",
+        )
+    own = layer.get_submodule(name)
+    if not (_takes_more(layer) and _takes_more(own)):
+        raise _hands_nothing_down(own)
+    setattr(layer, name, SightedAttention(own, cross))
+
+
+def _takes_more(module: nn.Module) -> bool:
+    """Whether a forward takes keyword arguments that it does not name."""
+    from inspect import Parameter, signature
+
+    return any(parameter.kind is Parameter.VAR_KEYWORD for parameter in signature(module.forward).parameters.values())
+
+
+def _hands_nothing_down(own: nn.Module) -> PartError:
+    return PartError(
+        f"head.model: this language model hands no keyword arguments down to its {type(own).__name__}, so no image would reach it",
+        "a family that does, as Llama, Phi, Qwen, Mistral, Gemma, GPT-2 and most others in transformers 5",
+        "choose such a model, or head.kind=prefix_lm",
+    )
