@@ -149,7 +149,7 @@ def frozen_features(model: Any, recipe: Any, data: Any) -> tuple[dict[str, Split
     def stored() -> Iterator[Mapping[str, Any]]:
         with ExitStack() as closing:
             plain = readers_of(model, recipe)
-            yield stored_readers(recipe, cache, model, samples, plain, frozen=frozen, augmented=False, closing=closing)
+            yield stored_readers(recipe, cache, model, [samples], plain, frozen=frozen, augmented=False, closing=closing)
 
     started = time.perf_counter()
     with stored():

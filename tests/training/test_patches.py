@@ -6,25 +6,31 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import eyegraft.evaluation
 import eyegraft.training
 from evaluation import weather
+from eyegraft.answering import readers_of
 from eyegraft.composition import load_recipe
 from eyegraft.config import Recipe
-from eyegraft.data.patch_rows import opened
+from eyegraft.data.inputs import StoredReader
+from eyegraft.data.patch_rows import PatchRows, opened
 from eyegraft.data.patch_statistics import fit, write_statistics
 from eyegraft.data.patch_writer import write_shards
+from eyegraft.data.samples import load_samples
 from eyegraft.errors import DataError, PartError, RecipeError
 from eyegraft.training.checkpoints import read_config
 from eyegraft.training.checkup import check_recipe
+from eyegraft.training.features import stored_readers
 from eyegraft.training.runs import read_run
-from eyegraft.training.stages import load_model
+from eyegraft.training.stages import build_model, load_model, restore_inputs, teach_inputs
 
 SENSOR = json.dumps(weather.SENSOR).replace('"', "").replace("made-up", "made_up")
 SPLITS = ("train", "val", "test", "test_new_station", "test_new_both")
@@ -205,3 +211,48 @@ def test_a_split_without_numbers_that_nobody_reads_is_passed_over(recipe: Callab
     assert read_run(run).is_finished("ta")
     with pytest.raises(DataError, match=r"split unlabelled: .* have no usable number"):
         eyegraft.training.train(recipe(f"+data.satellite.patches.unlabelled={without}", "evaluation.splits=[test,unlabelled]"))
+
+
+def test_no_sample_is_made_to_look_into_the_cache(
+    recipe: Callable[..., Recipe], base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Millions of them would not fit into memory. Rows, samples one by one and rows that were exchanged are read alike."""
+    monkeypatch.setenv("EYEGRAFT_CACHE", str(tmp_path / "cache"))
+    made = recipe(*clay("vision_encoder.extra_channels=[]", "context_encoder=none", "fusion=sequence"))
+    model = build_model(made)
+    data = load_samples(made.data)
+    restore_inputs(model, teach_inputs(made, model, data))
+    train, test = data.splits["train"], data.splits["test"]
+    some = test.take([30, 3, 17])  # type: ignore[attr-defined]
+    with ExitStack() as closing, monkeypatch.context() as patched:
+        patched.setattr(PatchRows, "_samples", None)
+        cache, plain = made.stage("ta").feature_cache, readers_of(model, made)
+        read = stored_readers(made, cache, model, [test, train[:50]], plain, frozen={"image"}, augmented=False, closing=closing)["image"]
+        assert isinstance(read, StoredReader)
+        assert read.num_records == len(test) + 50
+        values = read.read(some, [None] * 3).values
+        with torch.no_grad():
+            fresh = model.connect({"image": model.encoders["image"].eval()(plain["image"].read(some, [None] * 3))})
+        assert torch.allclose(values, fresh.values, rtol=0.01, atol=0.01)
+        patched.undo()
+        assert torch.equal(read.read(list(some), [None] * 3).values, values)
+        with pytest.raises(KeyError, match="not stored"):
+            read.read(train[49:51], [None] * 2)
+
+
+def test_tokens_of_which_some_are_not_real_are_not_cached(
+    recipe: Callable[..., Recipe], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EYEGRAFT_CACHE", str(tmp_path / "cache"))
+    caplog.set_level(logging.INFO)
+    for split in ("train", "val"):
+        store = opened(base / "patches" / split)
+        facts = {**store.schema.facts, "sensor": {**store.schema.facts["sensor"], "missing": "mask"}}
+        schema = store.schema.model_copy(update={"facts": facts})
+        write_shards(tmp_path / split, schema, [{"all": True}], lambda job, store=store: (store.read(np.arange(len(store))), {}))
+    words = [f"data.satellite.patches.{split}={tmp_path / split}" for split in ("train", "val")]
+    words += [f"~data.satellite.patches.{split}" for split in SPLITS[2:]]
+    words += [f"vision_encoder.sensor={SENSOR[:-1]},missing:mask}}", "vision_encoder.extra_channels=[]", "train.feature_cache.tokens=true"]
+    run = eyegraft.training.train(recipe(*clay(*words, "pooling=attention", "train.epochs=1", "evaluation.after_training=false")))
+    assert read_run(run).is_finished("ta")
+    assert "not all real" in caplog.text

@@ -217,9 +217,21 @@ class StoredReader:
         record: Callable[[Sample, int | None], str],
         copies: int,
     ) -> None:
-        self.store, self.rows, self.layout, self.plain, self.record, self.copies = store, rows, layout, plain, record, copies
+        self.store, self.rows, self.layout, self.plain, self.record, self.copies = store, dict(rows), layout, plain, record, copies
         self.random = copies > 0
-        self._by_patch: dict[str, NDArray[np.int64]] = {}
+        self._by_patch: dict[str, NDArray[np.int64]] = {}  # first digits of a patch store's identity -> the row here of each of its rows
+
+    @property
+    def num_records(self) -> int:
+        return len(self.rows) + sum(int((places >= 0).sum()) for places in self._by_patch.values())
+
+    def add(self, records: Sequence[str], rows: NDArray[np.int64], samples: Sequence[Sample]) -> None:
+        """Further records, and where they lie. Those of patches are kept as one array: a name for each of millions takes a gigabyte."""
+        if isinstance(samples, PatchRows):
+            places = self._by_patch.setdefault(samples.store.identity[:STORE_DIGITS], np.full(len(samples.store), -1, dtype=np.int64))
+            places[samples.rows] = rows
+        else:
+            self.rows.update(zip(records, rows.tolist(), strict=True))
 
     def present(self, samples: Sequence[Sample]) -> Tensor:
         return self.plain.present(samples)
@@ -229,24 +241,26 @@ class StoredReader:
         return replace(self.layout, values=values, mask=torch.ones(values.shape[:2], dtype=torch.bool))
 
     def _rows(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> NDArray[np.int64]:
-        if isinstance(samples, PatchRows):
-            return self._of_patches(samples.store.identity, len(samples.store))[samples.rows]
+        patches = self._by_patch.get(samples.store.identity[:STORE_DIGITS]) if isinstance(samples, PatchRows) else None
+        if patches is not None and isinstance(samples, PatchRows):
+            return _there(patches[samples.rows])
         # without a seed any of the copies serves: the first
         copies = [(seed or 0) % self.copies if self.copies else None for seed in seeds]
-        return np.array([self.rows[self.record(sample, copy)] for sample, copy in zip(samples, copies, strict=True)], dtype=np.int64)
+        return np.array([self._row(self.record(sample, copy)) for sample, copy in zip(samples, copies, strict=True)], dtype=np.int64)
 
-    def _of_patches(self, identity: str, count: int) -> NDArray[np.int64]:
-        """The row here of every row of a patch store; made once, so that no sample has to be."""
-        if identity not in self._by_patch:
-            places = np.full(count, -1, dtype=np.int64)
-            for key, place in self.rows.items():
-                if identity.startswith(key[:STORE_DIGITS]):
-                    places[row_of(key)] = place
-            self._by_patch[identity] = places
-        return self._by_patch[identity]
+    def _row(self, record: str) -> int:
+        patches = self._by_patch.get(record[:STORE_DIGITS])
+        return self.rows[record] if patches is None else int(_there(patches[row_of(record)]))
 
     def blank(self) -> Tokens:
         return self.layout.with_values(torch.zeros_like(self.layout.values))
+
+
+def _there(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row -1, which stands for none, would be read as the last one."""
+    if (rows < 0).any():
+        raise KeyError(f"{int((rows < 0).sum())} rows of a patch store whose features were not stored")
+    return rows
 
 
 class ConstantReader:

@@ -82,6 +82,11 @@ class PatchRows(Sequence[Sample]):
         """Those at these positions, in this order."""
         return PatchRows(self.store, self.rows[np.asarray(positions, dtype=np.int64)], shuffle=self.shuffle)
 
+    def keys(self) -> list[str]:
+        """`sha256` of each sample."""
+        key = self.store.identity[:STORE_DIGITS]
+        return [f"{key}{row:012x}" for row in self.rows.tolist()]
+
     def order(self, batch_size: int, *, seed: int, epoch: int) -> list[Rows]:
         """The batches of one epoch as positions, ascending in each: a pure function of its arguments (see `_patch_order`)."""
         from eyegraft.data._patch_order import epoch_order
@@ -152,8 +157,8 @@ class PatchRows(Sequence[Sample]):
         plain["time"] = [f"{moment}Z" for moment in np.datetime_as_string(numbers["time"], unit="m").tolist()]
         texts = {name: self.column(name).tolist() for name in PATCH_SLICES}
         columns = {**plain, **texts}
-        digits, key = ("-", ":"), self.store.identity[:STORE_DIGITS]
-        for place, (row, target) in enumerate(zip(self.rows.tolist(), self.targets.tolist(), strict=True)):
+        digits = ("-", ":")
+        for place, (row, key, target) in enumerate(zip(self.rows.tolist(), self.keys(), self.targets.tolist(), strict=True)):
             meta = {name: values[place] for name, values in columns.items()}
             moment = meta["time"].translate(str.maketrans("", "", "".join(digits)))
             yield Sample(
@@ -162,7 +167,7 @@ class PatchRows(Sequence[Sample]):
                 references=(repr(target),) if target == target else (),
                 group=meta["station"],
                 meta=meta,
-                sha256=f"{key}{row:012x}",
+                sha256=key,
                 record=row,
             )
 

@@ -295,7 +295,7 @@ def _all_answers(
             recipe,
             cache,
             model,
-            [*samples, *searched],
+            [samples, searched],
             readers_of(model, recipe),
             frozen=_untouched(model, config),
             augmented=False,

@@ -12,16 +12,18 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eyegraft.config import FeatureCache, Recipe
 from eyegraft.console import progress
 from eyegraft.data.augment import is_random
-from eyegraft.data.batches import Examples, derived_seed, load_keys
+from eyegraft.data.batches import Examples, derived_seed, load_batches, load_keys
 from eyegraft.data.features import FeatureStore, Uncached, weights_sha256
 from eyegraft.data.inputs import Reader, StoredReader, reader
-from eyegraft.data.text import Encoded
+from eyegraft.data.patch_rows import PatchRows
+from eyegraft.data.text import Targets
 from eyegraft.model import Graft
 from eyegraft.pretrained import cache_dir
 from eyegraft.tuning import is_adapted
@@ -59,7 +61,7 @@ def stored_readers(
     recipe: Recipe,
     cache: FeatureCache,
     model: Graft,
-    samples: Sequence[Sample],
+    parts: Sequence[Sequence[Sample]],
     readers: Mapping[str, Reader],
     *,
     frozen: Collection[str],
@@ -72,6 +74,7 @@ def stored_readers(
     nothing of columns.
 
     Args:
+        parts: what will be read, such as the samples of a split; rows of patch stores stay what they are, for millions would not fit.
         frozen: modalities whose encoders do not change while the readers are used.
         augmented: whether the samples are seen under random augmentation.
         closing: closes the stores when the readers are no longer used.
@@ -81,7 +84,7 @@ def stored_readers(
         reason = why_not(recipe, cache, model, modality, frozen, augmented=augmented)
         if reason is None:
             try:
-                found[modality] = _stored(recipe, cache, model, samples, modality, plain, augmented, closing)
+                found[modality] = _stored(recipe, cache, model, parts, modality, plain, augmented, closing)
                 continue
             except Uncached as error:
                 reason = f"{error.given}; {error.expected}"
@@ -95,7 +98,7 @@ def _stored(
     recipe: Recipe,
     cache: FeatureCache,
     model: Graft,
-    samples: Sequence[Sample],
+    parts: Sequence[Sequence[Sample]],
     modality: str,
     plain: Any,
     augmented: bool,
@@ -107,6 +110,8 @@ def _stored(
         raise Uncached(f"pictures of a varying number of {modality} tokens", "pooled tokens, or records of one shape")
     if isinstance(plain.spec, TextSpec) and _reduction(model, modality) is None:
         raise Uncached("texts of a varying number of tokens", "one vector a text")
+    if isinstance(plain.spec, PatchSpec) and plain.spec.sensor.missing == "mask" and layout.values.shape[1] > 1:
+        raise Uncached("patches whose tokens are not all real, where pixels are missing", "pooled tokens, or none missing")
     copies = cache.augmented_copies if augmented and modality == "image" and is_random(recipe.augmentation) else 0
     facts = {
         "encoder": weights_sha256(model.encoders[modality]),
@@ -122,19 +127,20 @@ def _stored(
         cache_dir() / "features", facts, shape=tuple(layout.values.shape[1:]), dtype=cache.dtype, max_bytes=round(cache.max_gib * 2**30)
     )
     closing.callback(store.close)
-    wanted = {record: pair for sample in samples for record, pair in _records(sample, modality, copies).items()}
-    encode = _encode(model, reduced, modality, plain, list(wanted.values()), recipe.data.num_workers)
-    number = store.fill(list(wanted), encode, batch_size=BATCH)
+    found, number = StoredReader(store, {}, layout, plain, partial(_record, modality), copies), 0
+    for part in parts:
+        records, samples, seeds = _wanted(part, modality, copies)
+        number += store.fill(records, _encode(reduced, modality, plain, samples, seeds, recipe.data.num_workers), batch_size=BATCH)
+        found.add(records, store.rows(records), samples)
     log.info(
         "feature cache: %s: %d records of %s bytes in %s, %d of them encoded now",
         modality,
-        len(wanted),
+        found.num_records,
         f"{store.record_bytes:,}",
         store.folder,
         number,
     )
-    rows = dict(zip(wanted, store.rows(list(wanted)).tolist(), strict=True))
-    return StoredReader(store, rows, layout, plain, partial(_record, modality), copies)
+    return found
 
 
 def _adapters(encoder: Any) -> dict[str, Any]:
@@ -178,11 +184,16 @@ def _encoding(model: Graft, modality: str) -> Callable[[Any], Tokens]:
     return encoded
 
 
-def _records(sample: Sample, modality: str, copies: int) -> dict[str, tuple[Sample, int | None]]:
-    """Record -> (sample, seed of its augmentation)."""
-    if not copies:
-        return {_record(modality, sample, None): (sample, None)}
-    return {_record(modality, sample, copy): (sample, derived_seed("copy", sample.sha256, copy)) for copy in range(copies)}
+def _wanted(part: Sequence[Sample], modality: str, copies: int) -> tuple[list[str], Sequence[Sample], list[int | None]]:
+    """The records of a part, each once, and for each the sample and the seed of its augmentation."""
+    if isinstance(part, PatchRows) and modality == "image":
+        return part.keys(), part, [None] * len(part)
+    found: dict[str, tuple[Sample, int | None]] = {}
+    for sample in part:
+        for copy in range(copies) if copies else (None,):
+            seed = None if copy is None else derived_seed("copy", sample.sha256, copy)
+            found[_record(modality, sample, copy)] = sample, seed
+    return list(found), [sample for sample, _ in found.values()], [seed for _, seed in found.values()]
 
 
 def _record(modality: str, sample: Sample, copy: int | None) -> str:
@@ -191,19 +202,23 @@ def _record(modality: str, sample: Sample, copy: int | None) -> str:
 
 
 def _encode(
-    model: Graft,
     encoded: Callable[[Any], Tokens],
     modality: str,
     plain: Reader,
-    wanted: Sequence[tuple[Sample, int | None]],
+    samples: Sequence[Sample],
+    seeds: Sequence[int | None],
     num_workers: int,
 ) -> Callable[[list[list[int]]], Iterable[Tensor]]:
     def encode(batches: list[list[int]]) -> Iterator[Tensor]:
-        samples = [sample for sample, _ in wanted]
-        examples = Examples(samples, [Encoded()] * len(samples), {modality: plain})
-        keys = [(batch, [wanted[place][1] for place in batch]) for batch in batches]
+        nothing = np.empty((len(samples), 0), np.float32)
+        examples = Examples(samples, Targets(nothing), {modality: plain})
+        if isinstance(samples, PatchRows):
+            loaded = load_batches(examples, batches, pad_id=0)  # reads ahead
+        else:
+            keys = [(batch, [seeds[place] for place in batch]) for batch in batches]
+            loaded = load_keys(examples, keys, pad_id=0, num_workers=num_workers)
         with progress(f"encoding {modality} once", sum(map(len, batches))) as advance:
-            for batch in load_keys(examples, keys, pad_id=0, num_workers=num_workers):
+            for batch in loaded:
                 tokens = encoded(batch.inputs[modality])
                 yield tokens.values
                 advance(len(batch))

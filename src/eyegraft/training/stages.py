@@ -285,7 +285,7 @@ def read_from_cache(recipe: Recipe, settings: Settings, model: Graft, data: Stag
                 recipe,
                 settings.feature_cache,
                 model,
-                examples.samples,
+                [examples.samples],
                 examples.readers,
                 frozen=frozen,
                 augmented=augmented,
