@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,3 +203,36 @@ def test_pictures_and_patches_are_told_apart(rows: PatchRows) -> None:
     pictures = reader(ImageSpec((8, 8), (0.5,) * 3, (0.5,) * 3), augmentation=Augmentation())
     with pytest.raises(DataError, match=r"a row of a patch store, and this encoder reads pictures"):
         pictures.read([rows[0]], [None])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts descriptors as POSIX has them")
+def test_stores_that_were_written_anew_leave_no_files_open(tmp_path: Path) -> None:
+    """A server lives for months, and a map and its file are a descriptor each."""
+
+    def descriptors() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    weather.rows(tmp_path, "train", range(100, 103), times=5, side=20)
+    gc.collect()
+    before = descriptors()
+    for seconds in range(1, 4):
+        os.utime(tmp_path / "train" / "manifest.json", (seconds, seconds))
+        assert len(opened(tmp_path / "train")) == 15
+        gc.collect()
+        assert descriptors() == before
+    assert opened(tmp_path / "train") is opened(tmp_path / "train")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_a_store_of_many_shards_opens_under_a_low_limit(folder: Path) -> None:
+    code = "\n".join(
+        [
+            "import os, resource, sys",
+            "from pathlib import Path",
+            "from eyegraft.data.patch_rows import opened",
+            "used = len(os.listdir('/dev/fd'))",
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (used + 3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))",
+            "assert opened(Path(sys.argv[1])).read([0, 1])['y'].shape == (2,)",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder / "train")], check=True)

@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -271,6 +270,10 @@ _SLICES: dict[str, Callable[[PatchRows], Column]] = {
 # ── loading ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_OPEN: dict[Path, tuple[int, PatchStore]] = {}
+_MOST_OPEN = 64
+
+
 def opened(path: Path) -> PatchStore:
     """A store, open for as long as the process lives; opened anew where it was written anew.
 
@@ -279,11 +282,17 @@ def opened(path: Path) -> PatchStore:
     """
     manifest = path / "manifest.json"
     changed = manifest.stat().st_mtime_ns if manifest.exists() else 0
-    return _opened(Path(os.path.normpath(path.absolute())), changed)
+    place = Path(os.path.normpath(path.absolute()))
+    before, store = _OPEN.pop(place, (None, None))
+    if store is None or before != changed:
+        store = _opened(place)
+    _OPEN[place] = changed, store
+    if len(_OPEN) > _MOST_OPEN:
+        del _OPEN[next(iter(_OPEN))]  # not closed here: rows of it may be in use
+    return store
 
 
-@lru_cache(maxsize=64)
-def _opened(path: Path, changed: int) -> PatchStore:
+def _opened(path: Path) -> PatchStore:
     store = PatchStore(path)
     missing = [name for name in NEEDED if name not in store.schema.fields]
     unsaid = [name for name in FACTS if name not in store.schema.facts]

@@ -16,10 +16,12 @@ import errno
 import json
 import mmap
 import os
+import sys
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +120,8 @@ class PatchStore:
         self._maps: dict[str, list[NDArray[Any]]] = {name: [] for name in self.schema.fields}
         self._descriptors: dict[str, list[tuple[int, int]]] = {}  # of large fields, for each shard: the open file, and where row 0 begins
         self._helper = Helper() if cores() > 1 else None
+        weakref.finalize(self, _close, self._descriptors)  # of a store that nobody closed
+        _allow_files(2 * len(self._shards) * len(self.schema.fields))
         try:
             for name, field in self.schema.fields.items():
                 self._open(name, field)
@@ -225,10 +229,7 @@ class PatchStore:
         self._maps = {}
         if self._helper is not None:
             self._helper.close()
-        for descriptors in self._descriptors.values():
-            for descriptor, _ in descriptors:
-                os.close(descriptor)
-        self._descriptors = {}
+        _close(self._descriptors)
 
     # ── gathering ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -322,6 +323,28 @@ class PatchStore:
                 if not count:
                     raise DataError(f"{self.path}: a file became shorter while it was read", "files that stay", "prepare the data again")
                 buffer, offset = buffer[count:], offset + count
+
+
+def _close(descriptors: dict[str, list[tuple[int, int]]]) -> None:
+    for opened in descriptors.values():
+        for descriptor, _ in opened:
+            os.close(descriptor)
+    descriptors.clear()
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many more files open, as far as its user may: 25 shards are some 250 files, and macOS allows 256 unasked."""
+    if sys.platform == "win32":  # where maps take no descriptors
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        with suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _manifest(path: Path) -> Manifest:
