@@ -78,7 +78,8 @@ def test_command(page: Path, words: list[str], page_files: Path, request: pytest
     assert not unknown, f"{page.name}: no such flags {unknown}"
     assert arguments.verb == "train" or not rest, f"{page.name}: {rest}"
     if hasattr(arguments, "overrides"):
-        overrides = [word for word in (*arguments.overrides, *rest) if word not in HYDRA_FLAGS]
+        given = [word for word in (*arguments.overrides, *rest) if word not in HYDRA_FLAGS]
+        overrides = [f"prepare.{word}" if words[0] == "prepare" and word.startswith("step=") else word for word in given]
         check_overrides(page, words, overrides, page_files, own=bool(arguments.plugin) or page.name == "CONTRIBUTING.md")
 
 
