@@ -236,3 +236,33 @@ def test_a_store_of_many_shards_opens_under_a_low_limit(folder: Path) -> None:
         ]
     )
     subprocess.run([sys.executable, "-c", code, str(folder / "train")], check=True)
+
+
+def test_the_middle_is_read_once_and_patches_only_where_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen encoders read their features from a cache: then height and sun must not bring every patch from the disk in every epoch."""
+    rows = weather.rows(tmp_path, "train", range(100, 104), times=10)
+    asked: list[str] = []
+    plain, ahead = rows.store.read, PatchRows.ahead
+
+    def counted(places: Any, fields: Any = None) -> Any:
+        asked.extend(["x"] * (fields is None or "x" in fields))
+        return plain(places, fields)
+
+    monkeypatch.setattr(rows.store, "read", counted)
+    monkeypatch.setattr(PatchRows, "ahead", lambda self, *given: asked.append("ahead") or ahead(self, *given))
+
+    def epoch(**specs: Any) -> list[torch.Tensor]:
+        examples = Examples(rows, Targets(np.zeros((len(rows), 1), np.float32)), {name: reader(spec) for name, spec in specs.items()})
+        asked.clear()
+        return [next(iter(batch.inputs.values())) for batch in load_batches(examples, rows.order(16, seed=0, epoch=0), pad_id=0)]
+
+    epoch(context=ColumnSpec(("lat",)))
+    assert not asked
+    first = epoch(context=COLUMNS)
+    assert asked.count("x") == 3
+    again = epoch(context=COLUMNS)
+    assert not asked
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    epoch(image=SPEC, context=COLUMNS)
+    assert asked.count("x") == 3, "once for both"
+    assert asked.count("ahead") == 1

@@ -147,10 +147,19 @@ def load_batches(
     if not isinstance(examples.samples, PatchRows):
         yield from load_keys(examples, keys, pad_id=pad_id, num_workers=num_workers)
         return
+    if not any(reads_patches(reading, examples.samples) for reading in examples.readers.values()):
+        yield from (examples.batch(*key, pad_id) for key in keys)  # nothing large: all of it comes from a cache, or is the same for all
+        return
     with examples.samples.ahead(batches, start) as reach:
         for number, key in enumerate(keys, start):
             reach(number)
             yield examples.batch(*key, pad_id)
+
+
+def reads_patches(reading: Reader, rows: PatchRows) -> bool:
+    """Whether a reader takes these rows' patches from the disk, and not only a few numbers beside them."""
+    asked = getattr(reading, "reads_patches", None)
+    return asked is not None and bool(asked(rows))
 
 
 def load_keys(examples: Examples, keys: Sequence[Key], *, pad_id: int, num_workers: int = 0) -> Iterator[Batch]:

@@ -29,6 +29,9 @@ class ColumnReader:
     def __init__(self, spec: ColumnSpec) -> None:
         self.spec = spec
 
+    def reads_patches(self, rows: PatchRows) -> bool:
+        return rows.reads_patches(self.spec.names)
+
     def present(self, samples: Sequence[Sample]) -> Tensor:
         return torch.ones(len(samples), dtype=torch.bool)
 

@@ -32,6 +32,9 @@ class PatchReader:
         self._mean, self._std = torch.tensor(bands, dtype=torch.float32).T.reshape(2, -1, 1, 1)
         self._extra_mean, self._extra_std = torch.tensor(extra, dtype=torch.float32).reshape(-1, 2).T.reshape(2, -1, 1, 1)
 
+    def reads_patches(self, rows: PatchRows) -> bool:
+        return True
+
     def present(self, samples: Sequence[Sample]) -> Tensor:
         return torch.ones(len(samples), dtype=torch.bool)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from eyegraft.config import PATCH_SLICES, Data
+from eyegraft.data._patch_middles import middles_of
 from eyegraft.data._patch_order import Rows
 from eyegraft.data.patch_store import PatchStore
 from eyegraft.data.samples import PreparedData, base_folder
@@ -41,6 +42,8 @@ IGBP = (
 _SEASONS = ("DJF", "MAM", "JJA", "SON")
 _HEIGHTS_M = (100, 300, 600, 1000)
 _HOURS = 3
+_OF_THE_MIDDLE = {"elevation_m", "sza_deg", "elevation"}
+_PIECE = 4096
 STORE_DIGITS = 40
 """Hexadecimal digits of a store's identity in the key of a record."""
 
@@ -57,7 +60,6 @@ class PatchRows(Sequence[Sample]):
         self.store = store
         self.rows = np.arange(len(store), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
         self.shuffle = shuffle
-        self._centre: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,8 +76,8 @@ class PatchRows(Sequence[Sample]):
         return next(iter(self.take([range(len(self))[place]])))
 
     def __iter__(self) -> Iterator[Sample]:
-        for start in range(0, len(self), 4096):
-            yield from self.take(range(start, min(start + 4096, len(self))))._samples()
+        for start in range(0, len(self), _PIECE):
+            yield from self.take(range(start, min(start + _PIECE, len(self))))._samples()
 
     def take(self, positions: Sequence[int] | Rows | range) -> PatchRows:
         """Those at these positions, in this order."""
@@ -118,15 +120,29 @@ class PatchRows(Sequence[Sample]):
 
     def x(self) -> NDArray[np.float32]:
         """[N, C, H, W] in physical units, NaN where nothing was measured."""
-        return self._field("x")
+        found = self._field("x")
+        middles_of(self.store).keep(self.rows, found)
+        return found
 
     def centre(self) -> NDArray[np.float32]:
-        """[N, C] of the pixel in the middle, in pieces: a patch is 81 times as large."""
-        if self._centre is None:
-            height, width = self.store.schema.fields["x"].shape[1:]
-            pieces = [self[start : start + 4096].x()[:, :, height // 2, width // 2] for start in range(0, len(self), 4096)]
-            self._centre = np.concatenate(pieces) if pieces else np.zeros((0, len(self.facts["channels"])), np.float32)
-        return self._centre
+        """[N, C] of the pixel in the middle. It is remembered for as long as the store is open: a patch is 81 times as large, and a model
+        whose pictures come from the feature cache reads no more of it."""
+        middles = middles_of(self.store)
+        unknown = np.flatnonzero(~middles.known[self.rows])
+        if len(unknown) > _PIECE:
+            batches = [unknown[start : start + _PIECE] for start in range(0, len(unknown), _PIECE)]
+            with self.ahead(batches) as reach:
+                for number, batch in enumerate(batches):
+                    reach(number)
+                    self.take(batch).x()
+        elif len(unknown):
+            self.take(unknown).x()
+        found: NDArray[np.float32] = middles.values[self.rows]
+        return found
+
+    def reads_patches(self, columns: Iterable[str]) -> bool:
+        """Whether one of these columns has yet to be read out of the patches themselves."""
+        return bool(_OF_THE_MIDDLE & set(columns)) and not middles_of(self.store).known[self.rows].all()
 
     def column(self, name: str) -> Column:
         """[N] `station` (text), `time` (datetime64[s], UTC), `lat`, `lon` (degrees), `gsd_m`, `elevation_m` and `sza_deg` (of the middle

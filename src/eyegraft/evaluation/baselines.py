@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eyegraft.answering import pad_id_of
 from eyegraft.console import progress
-from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, taken
+from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, reads_patches, taken
 from eyegraft.data.inputs import AbsentReader, ConstantReader, Reader, reader
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.text import Encoded
@@ -165,6 +165,9 @@ class ExchangedReader:
         self.plain = plain
         self._row = np.full(len(rows.store), -1, dtype=np.int64)  # of the store, by row of the store
         self._row[rows.rows] = rows.rows[others]
+
+    def reads_patches(self, rows: PatchRows) -> bool:
+        return reads_patches(self.plain, rows)
 
     def present(self, samples: Sequence[Sample]) -> Tensor:
         return self.plain.present(self._others(samples))
