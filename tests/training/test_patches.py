@@ -30,7 +30,7 @@ from eyegraft.training.checkpoints import read_config
 from eyegraft.training.checkup import check_recipe
 from eyegraft.training.features import stored_readers
 from eyegraft.training.runs import read_run
-from eyegraft.training.stages import build_model, load_model, restore_inputs, teach_inputs
+from eyegraft.training.stages import build_model, load_model, restore_inputs, stop_at_other_inputs, teach_inputs
 
 SENSOR = json.dumps(weather.SENSOR).replace('"', "").replace("made-up", "made_up")
 SPLITS = ("train", "val", "test", "test_new_station", "test_new_both")
@@ -73,6 +73,10 @@ def test_patches_are_learned_from(recipe: Callable[..., Recipe], base: Path) -> 
     run = eyegraft.training.train(recipe())
     kelvin = values(run)
     assert kelvin[-1] < 0.6 * kelvin[0]
+    rows = [json.loads(line) for line in (run / "ta" / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["kind"] == "train"][-1]
+    assert last["rmse_norm"] ** 2 == pytest.approx(last["loss"])
+    assert last["rmse_kelvin"] == pytest.approx(last["rmse_norm"] * read_run(run).facts["stages"]["ta"]["learned"]["std"])
     learned = read_config(run / "ta" / "best")["inputs"]
     store = opened(base / "patches" / "train")
     middle = np.nanmean(store.read(np.arange(len(store)), ["x"])["x"], axis=(0, 2, 3))
@@ -256,3 +260,20 @@ def test_tokens_of_which_some_are_not_real_are_not_cached(
     run = eyegraft.training.train(recipe(*clay(*words, "pooling=attention", "train.epochs=1", "evaluation.after_training=false")))
     assert read_run(run).is_finished("ta")
     assert "not all real" in caplog.text
+
+
+def test_a_stage_does_not_start_from_maps_that_were_scaled_otherwise(
+    recipe: Callable[..., Recipe], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = eyegraft.training.train(recipe("train.epochs=1", "evaluation.after_training=false"))
+    best = run / "ta" / "best"
+    inputs = read_config(best)["inputs"]
+    stop_at_other_inputs(best, inputs)
+    assert "scaled by other means" not in caplog.text
+    moved = {"statistics": {**inputs["context"]["statistics"], "lat": [0.0, 1.0]}}
+    stop_at_other_inputs(best, {**inputs, "context": moved})
+    assert "saw lat scaled by other means" in caplog.text
+    dem = inputs["image"]["extra_statistics"]["dem"]
+    extra = {**inputs["image"]["extra_statistics"], "dem": [dem[0] + 1, dem[1]]}
+    with pytest.raises(PartError, match=r"extra_channels dem with other statistics"):
+        stop_at_other_inputs(best, {**inputs, "image": {**inputs["image"], "extra_statistics": extra}})

@@ -22,7 +22,7 @@ from eyegraft.data.inputs import learn_inputs, with_learned
 from eyegraft.data.patch_rows import PatchRows, stop_at_shared_readings
 from eyegraft.data.samples import PreparedData, base_folder, load_samples
 from eyegraft.data.text import Encoded, Targets
-from eyegraft.errors import DataError, RecipeError, RunError, nearest
+from eyegraft.errors import DataError, PartError, RecipeError, RunError, nearest, shown
 from eyegraft.files import disk_errors
 from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
@@ -88,7 +88,8 @@ def stop_at_split(recipe: Recipe, stage: str, data: PreparedData) -> None:
 
 
 def stop_at_other_inputs(start: Path | None, inputs: Mapping[str, Any]) -> None:
-    """Weights that saw the same sensor under other statistics saw other numbers.
+    """Weights that saw the same sensor or map under other statistics saw other numbers. Of further columns it is said, not refused: another
+    table has other means, and learning from it is what starting from a run is for.
 
     Raises:
         PartError: the checkpoint that a stage starts from was trained on patches of another sensor, or scaled otherwise.
@@ -97,6 +98,21 @@ def stop_at_other_inputs(start: Path | None, inputs: Mapping[str, Any]) -> None:
     if "sensor" in before.get("image", {}) and "sensor" in inputs.get("image", {}):
         mine, theirs = (Sensor.model_validate(facts["image"]["sensor"]) for facts in (inputs, before))
         mine.require_same(theirs, here="these patches", there=f"the checkpoint {start}")
+    maps = _scaled_otherwise(inputs, before, "image", "extra_statistics")
+    if maps:
+        given, fix = (
+            f"extra_channels {shown(maps)} with other statistics than in {start}",
+            "give the statistics.json that it was trained with",
+        )
+        raise PartError(given, "one mean and standard deviation of each map", fix)
+    columns = _scaled_otherwise(inputs, before, "context", "statistics")
+    if columns:
+        log.warning("context_encoder starts from %s, which saw %s scaled by other means", start, shown(columns))
+
+
+def _scaled_otherwise(inputs: Mapping[str, Any], before: Mapping[str, Any], modality: str, key: str) -> list[str]:
+    mine, theirs = (facts.get(modality, {}).get(key) or {} for facts in (inputs, before))
+    return [name for name in mine if name in theirs and not np.allclose(mine[name], theirs[name], rtol=1e-6, atol=0)]
 
 
 def make_fabric(recipe: Recipe, precision: str) -> Any:
