@@ -74,9 +74,9 @@ def _from_table(found: Gathering, source: str, place: str, config: Config) -> No
             given, talk = _one_picture(given), row["conversations"]
             if isinstance(talk, str):  # JSON in a cell, as CSV has it
                 talk = parsed(talk, name)
+            turns = read_turns(talk)
             if not _wanted(talk, config, found, (source, number, name, given), pictured=bool(given)):
                 continue
-            turns = read_turns(talk)
             image = found.picture(source, given) if given or _marks(talk) else ""
             found.take(source, name, image, given or "", turns=turns)
         except Refused as why:
@@ -96,8 +96,9 @@ def _from_shards(found: Gathering, source: str, place: str, config: Config) -> N
         for place_in, talk in enumerate(talks, 1):
             name = f"{key}-{place_in}" if len(talks) > 1 else key
             try:
+                turns = read_turns(talk)
                 if _wanted(talk, config, found, (source, number, name, image), pictured=True):
-                    found.take(source, name, image, key, turns=read_turns(talk))
+                    found.take(source, name, image, key, turns=turns)
             except Refused as why:
                 found.refuse(source, number, name, image, why)
 
