@@ -149,6 +149,13 @@ class RegressTask:
         shares = {modality: share.float().cpu().tolist() for modality, share in tokens.weights.items()}
         return [{**answer, "weights": {name: share[row] for name, share in shares.items()}} for row, answer in enumerate(answers)]
 
+    def values_of_loss(self, objective: str, loss: float) -> dict[str, float]:
+        """What a training loss says in the metrics' own words: of a mean squared error its root, of the normalised and of the real target."""
+        if objective != "mse":
+            return {}
+        unit = regression.unit_name(self.config.unit)
+        return {"rmse_norm": math.sqrt(loss), f"rmse_{unit}" if unit else "rmse": math.sqrt(loss) * self._scale()[1]}
+
     def settle(self, answers: Sequence[Any], samples: Sequence[Sample]) -> dict[str, Any]:
         """How wide intervals must be, by the errors on validation: {intervals: {level, quantile, num_samples}}. The quantile is in the unit
         of the target, or, of a gaussian, in predicted standard deviations. Nothing where validation is too small for the level.

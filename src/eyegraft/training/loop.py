@@ -219,6 +219,8 @@ class StageTrainer:
         loss = at.window_loss / at.window_count
         row = {"kind": "train", "epoch": at.epoch, "step": at.step, "loss": loss, "learning_rate": self.settings.learning_rate * factor}
         notes = {name: value / at.window_count for name, value in at.window_notes.items()}
+        if hasattr(self.task, "values_of_loss"):
+            notes |= self.task.values_of_loss(self.settings.objective_of(self.task.objectives[0]).kind, loss)
         self._write({**row, **notes, "tokens": at.tokens, "seconds": round(at.seconds, 2)})
         at.window_loss, at.window_count, at.window_notes = 0.0, 0.0, {}
         return loss
