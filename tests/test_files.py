@@ -22,6 +22,9 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert path.read_bytes() == "neu 한글\r\n\n".encode()
     write_atomically(path, b"\x00\xff", durable=False)
     assert path.read_bytes() == b"\x00\xff"
+    write_atomically(path, (f"{number}\n" for number in range(3)))
+    assert path.read_bytes() == b"0\n1\n2\n"
+    write_atomically(path, b"\x00\xff", durable=False)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -29,6 +32,9 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, "half")
+    assert path.read_bytes() == b"\x00\xff"
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(path, (str(1 / number) for number in (2, 1, 0)))
     assert path.read_bytes() == b"\x00\xff"
     assert [item.name for item in path.parent.iterdir()] == ["a.json"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
@@ -12,12 +12,12 @@ from threading import get_ident
 from eyegraft.errors import FULL, EyegraftError, RunError
 
 
-def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, content: str | bytes | Iterable[str], *, durable: bool = True) -> None:
     """Write a file so that a reader sees the old content or the new one, never half of it. Missing folders are made.
 
     Args:
         path: the file. The draft beside it starts with a dot and ends in `.tmp`.
-        content: text is written as UTF-8 with the line ends that it has.
+        content: text is written as UTF-8 with the line ends that it has; of a long file, piece by piece.
         durable: wait until it is on the disk, so that no power failure takes it back. Off for the many files that can be made again.
 
     Raises:
@@ -28,7 +28,8 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("wb") as stream:
-                stream.write(content.encode() if isinstance(content, str) else content)
+                for piece in (content,) if isinstance(content, str | bytes) else content:
+                    stream.write(piece.encode() if isinstance(piece, str) else piece)
                 if durable:
                     stream.flush()
                     os.fsync(stream.fileno())

@@ -266,3 +266,11 @@ def test_the_middle_is_read_once_and_patches_only_where_they_are_needed(tmp_path
     epoch(image=SPEC, context=COLUMNS)
     assert asked.count("x") == 3, "once for both"
     assert asked.count("ahead") == 1
+
+
+def test_stations_of_one_name_stay_apart(tmp_path: Path) -> None:
+    """Every larger city of Korea has a Jung-gu."""
+    rows = weather.rows(tmp_path, "train", range(100, 103), times=2)
+    rows.store.schema.facts["stations"] = {"100": "Jung-gu", "101": "Seoul", "102": "Jung-gu"}
+    assert rows.column("station").tolist() == ["Jung-gu 100"] * 2 + ["Seoul"] * 2 + ["Jung-gu 102"] * 2
+    assert rows[5].group == "Jung-gu 102"

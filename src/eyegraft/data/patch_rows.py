@@ -196,9 +196,12 @@ def row_of(key: str) -> int:
 
 
 def _station(rows: PatchRows) -> Column:
+    """Names, with the number behind those that several stations have: results and intervals are by station."""
     names = rows.facts.get("stations") or {}
+    shared = {name for name, count in Counter(map(str, names.values())).items() if count > 1}
     numbers, places = np.unique(rows._field("stn"), return_inverse=True)
-    return np.array([str(names.get(str(number), number)) for number in numbers.tolist()], dtype=object)[places]
+    called = [(str(names.get(str(number), number)), number) for number in numbers.tolist()]
+    return np.array([f"{name} {number}" if name in shared else name for name, number in called], dtype=object)[places]
 
 
 def _time(rows: PatchRows) -> Column:

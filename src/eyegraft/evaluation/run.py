@@ -203,7 +203,7 @@ def _evaluate_split(
     }
     folder = run.folder / "evaluation"
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{file_name}.samples.jsonl", "".join(_sample_lines(samples, answers, scored["model"], drawing)))
+    write_atomically(folder / f"{file_name}.samples.jsonl", _sample_lines(samples, answers, scored["model"], drawing))
     write_atomically(folder / f"{file_name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
     write_outputs(run, task, file_name, result, answers["model"], samples)
     return result
@@ -345,7 +345,7 @@ def _answers_from(
         elif columns is not None and name in COLUMN_BASELINES:
             found[name] = columns.answers(name, samples)
         elif name == "most_frequent":
-            found[name] = [task.prior(train)] * len(samples)
+            found[name] = task.priors(train, samples) if hasattr(task, "priors") else [task.prior(train)] * len(samples)
         else:
             found[name] = baselines.nearest_neighbours(model, task, searched, samples, readers, batch_size=batch_size, num_workers=workers)
     return found
