@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from eyegraft.config import Recipe
 from eyegraft.console import progress
@@ -16,7 +19,7 @@ from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import DataError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.types import Batch, Sample
+from eyegraft.types import Batch, Sample, Tokens
 
 
 def readers_of(model: Graft, recipe: Recipe, *, augmented: bool = False) -> dict[str, Reader]:
@@ -66,20 +69,87 @@ def answer_samples(
         label: what the progress bar says.
     """
     model.eval()
+    if tokenizer_of(model) is not None:
+        return _texts(model, task, samples, readers, batch_size=batch_size, num_workers=num_workers, label=label)
     device = next(model.parameters()).device
-    if tokenizer_of(model) is None:
-        encoded: Sequence[Encoded] = Targets(np.full((len(samples), 0), np.nan, np.float32))  # nothing is asked in words, nothing taught
-    else:
-        encoded = [task.encode(sample, tokenizer_of(model), learn=False) for sample in samples]
-        _stop_at_long_prompts(model, samples, encoded)
+    encoded = Targets(np.full((len(samples), 0), np.nan, np.float32))  # nothing is asked in words, nothing taught
     order = batches_in_order(len(samples), batch_size)
     answers: list[Any] = []
     with progress(label, len(samples)) as advance:
-        for batch in load_batches(Examples(samples, encoded, readers), order, pad_id=pad_id_of(model), num_workers=num_workers):
+        for batch in load_batches(Examples(samples, encoded, readers), order, pad_id=0, num_workers=num_workers):
             batch = batch.to(device)
             answers += task.answer(model.head, model.connect(model.encode(batch)), batch)
             advance(len(batch))
     return answers
+
+
+def _texts(
+    model: Graft, task: Task, samples: Sequence[Sample], readers: Mapping[str, Reader], *, batch_size: int, num_workers: int, label: str
+) -> list[Any]:
+    """Texts about pictures, each of which is read, encoded and connected once however many questions it has: they are asked side by side.
+
+    Only the answers come in the order of the samples.
+    """
+    encoded: Sequence[Encoded] = [task.encode(sample, tokenizer_of(model), learn=False) for sample in samples]
+    _stop_at_long_prompts(model, samples, encoded)
+    device, pad_id = next(model.parameters()).device, pad_id_of(model)
+    shown, picture_of = _pictures(samples, model)
+    asked = sorted(range(len(samples)), key=picture_of.__getitem__)  # stable: the questions of a picture keep their order
+    order = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
+    wanted = [sorted({picture_of[place] for place in places}) for places in order]
+    # a picture whose questions fill more than one batch was read for the one before
+    new = [[picture for picture in pictures if not (n and picture == wanted[n - 1][-1])] for n, pictures in enumerate(wanted)]
+    pictures = Examples([samples[place] for place in shown], [Encoded()] * len(shown), readers)
+    read = load_batches(pictures, [places for places in new if places], pad_id=pad_id, num_workers=num_workers)
+    questions = load_batches(Examples(samples, encoded, {}), order, pad_id=pad_id)
+    answers: list[Any] = [None] * len(samples)
+    tokens: Tokens | None = None
+    with progress(label, len(samples)) as advance:
+        for places, batch, there, fresh in zip(order, questions, wanted, new, strict=True):
+            if fresh:
+                made = model.connect(model.encode(next(read).to(device)))
+                tokens = made if len(fresh) == len(there) or tokens is None else _joined(_rows(tokens, [-1]), made)
+            elif tokens is not None:
+                tokens = _rows(tokens, [-1])
+            assert tokens is not None
+            rows = _rows(tokens, [there.index(picture_of[place]) for place in places])
+            for place, answer in zip(places, task.answer(model.head, rows, batch.to(device)), strict=True):
+                answers[place] = answer
+            advance(len(batch))
+    return answers
+
+
+def _pictures(samples: Sequence[Sample], model: Graft) -> tuple[list[int], list[int]]:
+    """The first sample of each picture with the words beside it, and for every sample which of them it shows. An encoder of other columns
+    may see another thing in every row.
+    """
+    if not set(model.encoders) <= {"image", "text"}:
+        return list(range(len(samples))), list(range(len(samples)))
+    first: dict[tuple[Any, ...], int] = {}
+    shown, numbers = [], []
+    for place, sample in enumerate(samples):
+        number = first.setdefault((sample.image, sample.record, sample.text), len(first))
+        if number == len(shown):
+            shown.append(place)
+        numbers.append(number)
+    return shown, numbers
+
+
+def _rows(tokens: Tokens, places: Sequence[int]) -> Tokens:
+    weights = {name: share[list(places)] for name, share in tokens.weights.items()} if tokens.weights is not None else None
+    return replace(tokens, values=tokens.values[list(places)], mask=tokens.mask[list(places)], weights=weights)
+
+
+def _joined(before: Tokens, after: Tokens) -> Tokens:
+    """The rows of both, padded to one number of tokens."""
+    count = max(before.mask.shape[1], after.mask.shape[1])
+
+    def padded(tokens: Tokens) -> tuple[Tensor, Tensor]:
+        missing = count - tokens.mask.shape[1]
+        return F.pad(tokens.values, (0, 0, 0, missing)), F.pad(tokens.mask, (0, missing))
+
+    values, mask = (torch.cat(pair) for pair in zip(padded(before), padded(after), strict=True))
+    return replace(after, values=values, mask=mask, weights=None)
 
 
 def _stop_at_long_prompts(model: Graft, samples: Sequence[Sample], encoded: Sequence[Encoded]) -> None:

@@ -133,6 +133,12 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "chat": lambda folders: {"prompt": "What is drawn here?"},
             "plain": lambda folders: {"prompt": "What is drawn here?", "template": "plain"},
             "no-prompt": lambda folders: {"prompt": "", "template": "plain"},
+            "characters": lambda folders: {"metric_unit": "characters"},
+        },
+        "vqa": {
+            "chat": lambda folders: {"prompt": "What is drawn here?"},
+            "plain": lambda folders: {"prompt": "What is drawn here?", "template": "plain"},
+            "characters": lambda folders: {"prompt": "무엇인가요?", "metric_unit": "characters"},
         },
     },
 }

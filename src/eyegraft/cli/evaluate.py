@@ -108,6 +108,10 @@ def _print_samples(file: Path, count: int = 8) -> None:
         if isinstance(answer, Mapping) and "value" in answer:
             print(f"  {row['id']:<28} {answer['value']:.2f} {answer['unit']} for {float(truth):.2f}{_interval(answer['interval'])}")
             continue
+        if isinstance(answer, Mapping) and "generated" in answer:
+            mark = "=" if row["scores"].get("accuracy") == 1 else "≠"
+            print(f"  {row['id']:<28} {answer['answer']!r} {mark} {row['references'][0]!r}, says {answer['generated']!r}")
+            continue
         if isinstance(answer, Mapping):
             print(
                 f"  {row['id']:<28} {answer['label']!r} for {truth!r}"

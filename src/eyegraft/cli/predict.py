@@ -70,7 +70,9 @@ def _rows(text: str) -> list[int]:
 
 
 def _in_words(answer: Mapping[str, Any]) -> str:
-    """`true (0.93)`, `cat (0.81)`, `291.3 K (289.6 to 293.1)`."""
+    """`true (0.93)`, `cat (0.81)`, `291.3 K (289.6 to 293.1)`, `red (of red, blue; says: a red one)`."""
+    if "generated" in answer:
+        return f"{answer['answer']} (of {', '.join(answer['scores'])}; says: {answer['generated']})"
     if "value" in answer:
         between = f" ({answer['interval'][0]:.6g} to {answer['interval'][1]:.6g})" if answer["interval"] else ""
         return f"{answer['value']:.6g} {answer['unit']}".strip() + between

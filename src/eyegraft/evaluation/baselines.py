@@ -212,7 +212,10 @@ def nearest_neighbours(
     count = min(task.num_neighbours, len(train))
     places = [row for chunk in torch.split(asked, 1024) for row in (chunk @ known.T).topk(count, dim=1).indices.tolist()]
     there = list(train)  # rows of patch stores are made anew whenever they are asked for
-    return [task.from_neighbours([there[place] for place in row]) for row in places]
+    near = [[there[place] for place in row] for row in places]
+    if hasattr(task, "from_neighbours_of"):  # what is right depends on what a sample was asked
+        return [task.from_neighbours_of(sample, neighbours) for sample, neighbours in zip(samples, near, strict=True)]
+    return [task.from_neighbours(neighbours) for neighbours in near]
 
 
 @torch.inference_mode()

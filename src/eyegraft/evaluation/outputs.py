@@ -75,7 +75,7 @@ def _prediction(sample: Sample, truth: Any, answer: Any) -> dict[str, Any]:
     row["gt"] = truth
     if not isinstance(answer, Mapping):
         return {**row, "pred": answer}
-    names: dict[str, str] = {"label": "pred", "value": "pred", "probability": "prob", "probabilities": "probs"}
+    names: dict[str, str] = {"label": "pred", "answer": "pred", "value": "pred", "probability": "prob", "probabilities": "probs"}
     said = {names.get(str(key), str(key)): value for key, value in answer.items() if key != "interval"}
     if "interval" in answer:
         said["low"], said["high"] = answer["interval"] or (None, None)

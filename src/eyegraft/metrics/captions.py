@@ -10,7 +10,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from sacrebleu import __version__ as sacrebleu_version
 from sacrebleu.metrics.chrf import CHRF
@@ -20,6 +21,9 @@ from eyegraft.types import Scores
 
 TOKENISATION = "eyegraft-caption-1"
 """Name and version of `tokens`; a change of a single token needs a new number, because old scores stop being comparable."""
+
+Unit = Literal["words", "characters"]
+"""What the metrics count. Characters suit scripts written without spaces, and Korean, whose particles cling to its words."""
 
 HIGHER_IS_BETTER: Mapping[str, bool] = dict.fromkeys(
     ("exact_match", "token_f1", "rouge_l", "cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "chrf"), True
@@ -36,7 +40,7 @@ _JOINERS = "'.,-"
 _STRAY_JOINER = re.compile(r"(?<![^\W_])'|'(?![^\W_])|(?<!\d)[.,]|[.,](?!\d)|(?<!\s)-|-(?!\d)")
 
 
-def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+def score(predictions: Sequence[str], references: Sequence[Sequence[str]], unit: Unit = "words") -> Scores:
     """Score every prediction against the references of its sample.
 
     `per_sample` holds the metrics whose corpus value is the mean over samples, so that an interval resampled from it belongs to the
@@ -45,13 +49,15 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
     Args:
         predictions: one answer per sample; may be empty.
         references: the acceptable answers of each sample, at least one.
+        unit: what all but `exact_match` and `chrf` count.
 
     Raises:
         DataError: no samples, lists of different length, a sample without references, or references given as one string.
     """
     _check(predictions, references)
-    hypotheses = [tokens(text) for text in predictions]
-    targets = [[tokens(text) for text in group] for group in references]
+    parted: Callable[[str], list[str]] = characters if unit == "characters" else tokens
+    hypotheses = [parted(text) for text in predictions]
+    targets = [[parted(text) for text in group] for group in references]
     per_sample = {
         "exact_match": [_exact_match(text, group) for text, group in zip(predictions, references, strict=True)],
         "token_f1": [max(_token_f1(words, target) for target in group) for words, group in zip(hypotheses, targets, strict=True)],
@@ -61,7 +67,7 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Sc
     corpus = {name: math.fsum(values) / len(values) for name, values in per_sample.items()}
     corpus |= {f"bleu_{order}": value for order, value in enumerate(_corpus_bleu(hypotheses, targets), start=1)}
     corpus["chrf"] = _corpus_chrf(predictions, references)
-    return Scores(corpus=corpus, per_sample=per_sample, signature=_signature(), higher_is_better=HIGHER_IS_BETTER)
+    return Scores(corpus=corpus, per_sample=per_sample, signature=_signature(unit), higher_is_better=HIGHER_IS_BETTER)
 
 
 def tokens(text: str) -> list[str]:
@@ -75,6 +81,18 @@ def tokens(text: str) -> list[str]:
     folded = unicodedata.normalize("NFC", text.lower()).replace("’", "'").replace("−", "-")
     kept = "".join(char if char in _JOINERS or unicodedata.category(char)[0] in "LMN" else " " for char in folded)
     return _STRAY_JOINER.sub(" ", f" {kept}").split()
+
+
+def characters(text: str) -> list[str]:
+    """The letters, digits and signs of `tokens`, one by one, with the marks that belong to them."""
+    found: list[str] = []
+    for word in tokens(text):
+        for place, char in enumerate(word):
+            if place and unicodedata.category(char)[0] == "M":
+                found[-1] += char
+            else:
+                found.append(char)
+    return found
 
 
 def normalised(text: str) -> str:
@@ -101,13 +119,19 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> N
         )
 
 
-def _signature() -> dict[str, str]:
-    bleu = f"{TOKENISATION}; corpus counts, closest reference length, as pycocoevalcap 1.2; 0 to 1"
+def counted(unit: Unit) -> str:
+    """Name and version of what the metrics count."""
+    return f"{TOKENISATION}, each word parted into its characters" if unit == "characters" else TOKENISATION
+
+
+def _signature(unit: Unit) -> dict[str, str]:
+    by = counted(unit)
+    bleu = f"{by}; corpus counts, closest reference length, as pycocoevalcap 1.2; 0 to 1"
     return {
         "exact_match": "NFC, casefold, single spaces, final .!? dropped; best reference; 0 to 1",
-        "token_f1": f"{TOKENISATION}; bag of words, best reference; 0 to 1",
-        "rouge_l": f"{TOKENISATION}; beta {ROUGE_BETA}, as pycocoevalcap 1.2; 0 to 1",
-        "cider": f"{TOKENISATION}; CIDEr-D, n 1-{MAX_ORDER}, sigma {CIDER_SIGMA:g}, document frequencies of these references; 0 to 10",
+        "token_f1": f"{by}; bag of words, best reference; 0 to 1",
+        "rouge_l": f"{by}; beta {ROUGE_BETA}, as pycocoevalcap 1.2; 0 to 1",
+        "cider": f"{by}; CIDEr-D, n 1-{MAX_ORDER}, sigma {CIDER_SIGMA:g}, document frequencies of these references; 0 to 10",
         **{f"bleu_{order}": bleu for order in range(1, MAX_ORDER + 1)},
         "chrf": f"sacrebleu {sacrebleu_version}; NFC, case kept, characters 1-6, words 0, beta 2, whitespace ignored; 0 to 1",
     }

@@ -200,6 +200,8 @@ def answer_text(value: Any) -> str:
         text = number(value)
     elif isinstance(value, Mapping) and "value" in value:
         text = _measured(value)
+    elif isinstance(value, Mapping) and "generated" in value:
+        text = f"{value.get('answer')} (says: {value['generated']})"
     elif isinstance(value, Sequence):
         text = ", ".join(answer_text(item) for item in value)
     else:

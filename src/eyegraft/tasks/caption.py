@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from eyegraft.config import Positive, Strict
-from eyegraft.data.text import Encoded, Overflow, Template, encode_pair, encode_prompt
+from eyegraft.data.text import Encoded, Overflow, Template, encode_pair, encode_prompt, said_of
 from eyegraft.errors import DataError
 from eyegraft.metrics import captions
 from eyegraft.types import Batch, Sample, Scores, Tokens
@@ -21,6 +21,7 @@ class Config(Strict):
     template: `chat` uses the tokenizer's chat template, `plain` puts prompt and answer side by side, `auto` takes what there is.
     max_text_tokens: prompt and answer together; image tokens are counted apart and never cut.
     overflow: what happens to a longer text.
+    metric_unit: what the metrics count: `words`, or the `characters` of Korean and of scripts without spaces.
     """
 
     prompt: str = "Describe the image."
@@ -29,6 +30,7 @@ class Config(Strict):
     overflow: Overflow = "error"
     max_new_tokens: Positive = 64
     num_beams: Positive = 1
+    metric_unit: captions.Unit = "words"
 
 
 class CaptionTask:
@@ -68,7 +70,7 @@ class CaptionTask:
                 tokenizer, prompt, target, max_tokens=config.max_text_tokens, template=config.template, overflow=config.overflow
             )
         except DataError as error:
-            raise DataError(f"sample {sample.id}: {error.given}", error.expected, error.fix.replace("NAME", self.name)) from error
+            raise said_of(error, sample.id, self.name) from error
 
     def read(self, logits: Tensor) -> list[str]:
         raise NotImplementedError("a text is generated, token by token")
@@ -90,7 +92,7 @@ class CaptionTask:
         return list(sample.references)
 
     def score(self, answers: Sequence[str], samples: Sequence[Sample]) -> Scores:
-        return captions.score(answers, [sample.references for sample in samples])
+        return captions.score(answers, [sample.references for sample in samples], self._config.metric_unit)
 
     def details(self, answers: Sequence[str], samples: Sequence[Sample]) -> dict[str, Any]:
         return {}
