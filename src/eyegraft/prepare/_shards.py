@@ -99,15 +99,20 @@ def read_shards(files: Sequence[Path], target: Path, workers: int) -> Iterator[t
     others = [spawn.Process(target=_read_beside, args=(todo[number::shares], target), daemon=True) for number in range(1, shares)]
     for process in others:
         process.start()
-    with progress("reading shards", len(todo)) as advance:
-        for path in todo[::shares]:
-            _read(path, target)
-            advance(min(shares, len(todo)))
-    for process in others:
-        process.join()
-    for path in todo:  # what another process could not do: here its error is told
-        if _kept(path, target) is None:
-            _read(path, target)
+    try:
+        with progress("reading shards", len(todo)) as advance:
+            for path in todo[::shares]:
+                _read(path, target)
+                advance(min(shares, len(todo)))
+        for process in others:
+            process.join()
+        for path in todo:  # what another process could not do: here its error is told
+            if _kept(path, target) is None:
+                _read(path, target)
+    finally:
+        for process in others:
+            process.kill()
+            process.join()
     for draft in (target / "images").glob("*/.*.tmp"):  # of a run that was killed
         draft.unlink(missing_ok=True)
     for path in files:
