@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
@@ -490,32 +489,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
             content = picture(1) + f"{number} {place}".encode()  # Pillow reads no further than the picture's end
             members += [(f"{number}-{place}.png", content), (f"{number}-{place}.txt", f"{number} {place}")]
         shard(tmp_path / "shards" / f"{number}.tar", members)
-    words = [
-        *("prepare", "recipe=demo", "prepare=coco_captions", "data=coco", f"data.base_dir={tmp_path / 'made'}", "prepare.workers=2"),
-        *(f"prepare.annotations.{name}={place}" for name, place in (("train", "[0-2].tar"), ("val", "3.tar"))),
-    ]
-    words = [word.replace("train=[0-2].tar", "train='[0-2].tar'") for word in words]
-    env = {"COCO_DIR": str(tmp_path / "shards"), "EYEGRAFT_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "eyegraft", *words], cwd=tmp_path, env=environment(**env), start_new_session=True
-    ) as killed:
+    annotations = {"train": "[0-2].tar", "val": "3.tar"}
+    wanted = config(tmp_path / "shards", annotations=annotations, splits=SHARES, workers=2)
+    code = "import sys, pathlib; from eyegraft.prepare.coco_captions import *; "
+    code += "prepare(Config.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    command = [sys.executable, "-c", code, wanted.model_dump_json(), str(tmp_path / "made")]
+    with subprocess.Popen(command, env=environment(EYEGRAFT_CACHE=str(tmp_path / "cache")), start_new_session=True) as killed:
         deadline = time.monotonic() + 60
         while not list((tmp_path / "made").glob("images/*/*.png")) and killed.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(killed.pid, signal.SIGKILL)
+        os.killpg(killed.pid, signal.SIGKILL)  # with its workers
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "made" / "manifest.json").exists()
-    finished = eyegraft(*words, cwd=tmp_path, env=env)
-    assert finished.returncode == 0, finished.stderr
-    manifest = json.loads((tmp_path / "made" / "manifest.json").read_text(encoding="utf-8"))
-    assert sum(manifest["rows"].values()) == 800
-    assert set(manifest["files"]) == {"train.jsonl", "val.jsonl", "test.jsonl", "quarantine.jsonl"}
-    folder = str(tmp_path / "shards")
-    prepare(config(folder, annotations={"train": "[0-2].tar", "val": "3.tar"}, splits=SHARES), tmp_path / "again")
-    made = everything(tmp_path / "made")
-    del made["manifest.json"]
-    assert made == everything(tmp_path / "again")
+    assert not (tmp_path / "made" / "train.jsonl").exists()
+    facts = prepare(wanted, tmp_path / "made")
+    assert sum(facts["rows"].values()) == 800
+    assert facts == prepare(config(tmp_path / "shards", annotations=annotations, splits=SHARES, workers=1), tmp_path / "again")
+    assert everything(tmp_path / "made") == everything(tmp_path / "again")
 
 
 def test_a_shard_is_read_again_when_it_or_a_picture_changed(tmp_path: Path) -> None:
