@@ -350,6 +350,7 @@ def _cross_faults(recipe: Recipe) -> list[str]:
             faults.append(f"stages.{name}: finetune_layers or lora.enabled train a vision encoder; expected a recipe that has one")
         if stage.modality != recipe.train.modality:
             faults.append(f"stages.{name}.modality: given {stage.modality!r}; expected train.modality, {recipe.train.modality!r}")
+    faults += _column_faults(recipe)
     sliced = recipe.data.columns.meta if recipe.data.satellite is None else PATCH_SLICES
     for column in recipe.evaluation.slices:
         if column not in sliced:
@@ -359,6 +360,25 @@ def _cross_faults(recipe: Recipe) -> list[str]:
         for name in recipe.run_stages:
             if name not in recipe.stages:
                 faults.append(f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}{_hint(name, recipe.stages)}")
+    return faults
+
+
+def _column_faults(recipe: Recipe) -> list[str]:
+    """Of the columns that a context encoder reads of a table: one that is not kept, or that holds the answer."""
+    if recipe.data.satellite is not None or recipe.context_encoder is None:
+        return []
+    columns, part = recipe.data.columns, recipe.context_encoder.model_dump()
+    answers = {getattr(columns, key): key for key in ("references", "choices", "turns")}
+    given = [part.get(key) for key in ("numbers", "cyclic", "categories")]
+    faults = []
+    for column in (name for names in given if isinstance(names, list | tuple | Mapping) for name in names):
+        if column in answers:
+            key = f"data.columns.{answers[column]}"
+            faults.append(f"context_encoder: given {column!r}, which {key} says is the answer; expected what is known without it")
+        elif column not in columns.meta:
+            there = [name for name in columns.meta if name not in answers]
+            allowed = ", ".join(there) or "columns of data.columns.meta, which is empty"
+            faults.append(f"context_encoder: given {column!r}; expected {allowed}{_hint(column, there)}")
     return faults
 
 
