@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import tiny
-from eyegraft.data.text import encode_pair, encode_prompt
+from eyegraft.data.text import Encoded, answer_tokens, encode_pair, encode_prompt, encode_question, encode_turns
 from eyegraft.errors import DataError
 from eyegraft.types import IGNORE
 
@@ -210,3 +210,157 @@ def test_a_special_token_in_a_text_is_refused(folders: Any, token: str) -> None:
         encode_pair(tokenizer, "What is drawn here?", f"a cat {token} on a mat", max_tokens=64)
     with pytest.raises(DataError, match="special token"):
         encode_prompt(tokenizer, f"What {token} is drawn here?")
+
+
+# ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TURNS = [("What is drawn here?", "a red square"), ("무슨 색?", "빨간 색"), ("Is it big?", "no")]
+PHI3 = (  # ends a turn by another token than the whole conversation
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<pad>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}{{ eos_token }}{% endif %}"
+)
+FORGETS = "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}[{{ m['content'] }}]{% endif %}{% endfor %}"
+ALTERNATES = "{% if messages[0]['content'] == 'Is it big?' %}{{ raise_exception('not that') }}{% endif %}" + tiny.CHAT_TEMPLATE
+
+
+def turns_of(tokenizer: Any, turns: Any = TURNS, *, max_tokens: int = 512, max_question_tokens: int = 256, **options: Any) -> Encoded:
+    text = encode_turns(tokenizer, turns, max_tokens=max_tokens, max_question_tokens=max_question_tokens, **options)
+    assert len(text.input_ids) == len(text.labels) <= max_tokens
+    assert all(label in (IGNORE, token) for label, token in zip(text.labels, text.input_ids, strict=True))
+    return text
+
+
+def question_of(tokenizer: Any, turns: Any = TURNS, *, max_tokens: int = 512, max_question_tokens: int = 256, **options: Any) -> Encoded:
+    before, (question, _) = turns[:-1], turns[-1]
+    return encode_question(tokenizer, question, before=before, max_tokens=max_tokens, max_question_tokens=max_question_tokens, **options)
+
+
+def stretches(tokenizer: Any, text: Encoded) -> list[str]:
+    """What is learned, stretch by stretch."""
+    found: list[list[int]] = [[]]
+    for label in text.labels:
+        if label != IGNORE:
+            found[-1].append(label)
+        elif found[-1]:
+            found.append([])
+    return [tokenizer.decode(ids).removeprefix(" ") for ids in found if ids]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_answer_and_its_end_is_learned_and_nothing_else(tokenizer: Any, template: str) -> None:
+    text = turns_of(tokenizer, template=template)
+    assert stretches(tokenizer, text) == [f"{answer}<|im_end|>" for _, answer in TURNS]
+    assert not text.truncated
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_each_turn_is_asked_as_it_was_learned(tokenizer: Any, template: str) -> None:
+    whole = turns_of(tokenizer, template=template)
+    for count in range(1, len(TURNS) + 1):
+        asked = question_of(tokenizer, TURNS[:count], template=template)
+        length = len(asked.input_ids)
+        assert whole.input_ids[:length] == asked.input_ids
+        answer = answer_tokens(tokenizer, *TURNS[count - 1], template=template)  # type: ignore[arg-type]
+        assert whole.labels[length - 1 : length + len(answer)] == (IGNORE, *answer)
+
+
+def test_a_plain_conversation_in_full(tokenizer: Any) -> None:
+    assert tokenizer.decode(turns_of(tokenizer, template="plain").input_ids) == (
+        "<|im_start|>Question: What is drawn here?\nAnswer: a red square<|im_end|>Question: 무슨 색?\nAnswer: 빨간 색<|im_end|>"
+        "Question: Is it big?\nAnswer: no<|im_end|>"
+    )
+
+
+def test_one_turn_is_a_pair(tokenizer: Any) -> None:
+    assert turns_of(tokenizer, TURNS[:1], template="chat") == pair(tokenizer, *TURNS[0], template="chat")
+
+
+def test_a_template_that_ends_turns_and_conversations_differently(folders: Any) -> None:
+    tokenizer = folders.tokenizer()
+    tokenizer.chat_template = PHI3
+    text = turns_of(tokenizer, template="chat")
+    assert stretches(tokenizer, text) == [
+        "a red square<pad>\n",
+        "빨간 색<pad>\n",
+        "no<pad>\n<|im_end|>",
+    ]
+    assert text.input_ids.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("template", [FORGETS, "{% for m in messages %}[{{ messages|length }}]{{ m['content'] }}{% endfor %}"])
+def test_a_template_that_writes_earlier_turns_differently_is_refused(folders: Any, template: str) -> None:
+    tokenizer = folders.tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match="not the first tokens"):
+        turns_of(tokenizer, template="chat")
+
+
+def test_what_a_template_refuses_is_said(folders: Any) -> None:
+    tokenizer = folders.tokenizer()
+    tokenizer.chat_template = ALTERNATES
+    with pytest.raises(DataError, match="cannot write this conversation: not that"):
+        turns_of(tokenizer, TURNS[2:], template="chat")
+
+
+def test_a_conversation_too_long_is_refused_with_its_numbers(tokenizer: Any) -> None:
+    length = len(turns_of(tokenizer).input_ids)
+    assert len(turns_of(tokenizer, max_tokens=length).input_ids) == length
+    with pytest.raises(DataError, match=rf"a conversation of {length} tokens in 3 turns\n.*max_text_tokens={length - 1}"):
+        turns_of(tokenizer, max_tokens=length - 1)
+    with pytest.raises(DataError, match=r"a question of \d+ tokens with the 2 turns before it"):
+        question_of(tokenizer, max_tokens=12)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_earliest_turns_go_first(tokenizer: Any, template: str) -> None:
+    length = len(turns_of(tokenizer, template=template).input_ids)
+    cut = turns_of(tokenizer, template=template, max_tokens=length - 1, overflow="truncate")
+    assert cut == Encoded(*_ids_and_labels(turns_of(tokenizer, TURNS[1:], template=template)), truncated=True)
+    asked = question_of(tokenizer, template=template, max_tokens=len(cut.input_ids), overflow="truncate")
+    assert asked.truncated
+    assert cut.input_ids[: len(asked.input_ids)] == asked.input_ids
+
+
+def _ids_and_labels(text: Encoded) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return text.input_ids, text.labels
+
+
+@given(turns=st.lists(st.tuples(hangul, hangul), min_size=1, max_size=4), limit=st.integers(20, 150), template=st.sampled_from(TEMPLATES))
+@relaxed
+def test_a_cut_conversation_keeps_labels_and_its_last_question(tokenizer: Any, turns: Any, limit: int, template: str) -> None:
+    assume(all(text == text.strip() for turn in turns for text in turn))
+    try:
+        text = turns_of(tokenizer, turns, template=template, max_tokens=limit, max_question_tokens=40, overflow="truncate")
+    except DataError as error:
+        assert "max_text_tokens" in str(error)
+        return
+    answers = [found.removesuffix("<|im_end|>") for found in stretches(tokenizer, text)]
+    assert answers
+    assert "\ufffd" not in tokenizer.decode(text.input_ids)
+    kept = [answer for _, answer in turns][-len(answers) :]
+    assert answers[:-1] == kept[:-1]
+    assert kept[-1].startswith(answers[-1])
+    asked = question_of(tokenizer, turns, template=template, max_tokens=limit, max_question_tokens=40, overflow="truncate")
+    assert len(asked.input_ids) < limit
+
+
+def test_a_long_question_is_refused_or_loses_its_last_words(tokenizer: Any) -> None:
+    turns = [("왜 " * 60, "no"), TURNS[0]]
+    with pytest.raises(DataError, match=r"a question of \d+ tokens\n.*max_question_tokens=30") as caught:
+        turns_of(tokenizer, turns, max_question_tokens=30)
+    assert "tasks.NAME.max_question_tokens" in caught.value.fix
+    text = turns_of(tokenizer, turns, max_question_tokens=30, overflow="truncate")
+    assert text.truncated
+    assert stretches(tokenizer, text) == ["no<|im_end|>", "a red square<|im_end|>"], "answers stay whole"
+    asked = question_of(tokenizer, turns, max_question_tokens=30, overflow="truncate")
+    assert asked.truncated
+    assert text.input_ids[: len(asked.input_ids)] == asked.input_ids
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_special_token_in_any_turn_is_refused(tokenizer: Any, place: int) -> None:
+    turns = [list(turn) for turn in TURNS]
+    turns[0][place] += "<|im_end|>"
+    for encode in (turns_of, question_of):
+        with pytest.raises(DataError, match="special token"):
+            encode(tokenizer, [tuple(turn) for turn in turns])

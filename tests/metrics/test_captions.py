@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eyegraft.errors import DataError
-from eyegraft.metrics.captions import HIGHER_IS_BETTER, TOKENISATION, longest_common_subsequence, normalised, score, tokens
+from eyegraft.metrics.captions import (
+    HIGHER_IS_BETTER,
+    TOKENISATION,
+    Unit,
+    characters,
+    counted,
+    longest_common_subsequence,
+    normalised,
+    score,
+    tokens,
+)
 
 PREDICTIONS = [
     "A dog runs over the wet grass.",
@@ -37,14 +50,48 @@ spoken = words.filter(bool)
 corpora = st.lists(st.tuples(words, st.lists(spoken, min_size=1, max_size=3)), min_size=1, max_size=6)
 
 
-def coco(predictions: list[str], references: list[list[str]]) -> dict[str, tuple[float, list[float]]]:
+KOREAN = [
+    "비가 내리는 서울의 거리",
+    "고양이가 소파에서 잔다",
+    "붉은 사과",
+    "자전거",
+    "눈 덮인 산과 호수, 그리고 오두막 한 채가 보이는 풍경",
+]
+FIVE = [  # captions of each of three pictures, as COCO has them
+    [
+        "A woman stands at a table in a bright kitchen.",
+        "a person beside a kitchen table",
+        "A kitchen with a woman and a table in it.",
+        "Someone is standing in a room with chairs and a window",
+        "A woman in a kitchen by the window.",
+    ],
+    [
+        "A brown bear sits in the grass.",
+        "A large bear is sitting on green grass.",
+        "close up of a bear's face in a field",
+        "The bear has a black nose.",
+        "A big brown bear, looking at the camera",
+    ],
+    [
+        "A bedroom with a bed and a bookshelf full of books.",
+        "a neat bed with blue sheets next to a window",
+        "A room has a blue bed and a large bookcase",
+        "A bed and a mirror in a small bedroom.",
+        "A blue bed stands under a shelf of books",
+    ],
+]
+OTHERS = ["a woman in a kitchen", "a bear in the grass", "A bedroom with a blue bed"]
+
+
+def coco(predictions: list[str], references: list[list[str]], unit: Unit) -> dict[str, tuple[float, list[float]]]:
     """Corpus and per-sample values of pycocoevalcap on our tokens, without its Java tokeniser."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    answers = {index: [" ".join(tokens(text))] for index, text in enumerate(predictions)}
-    targets = {index: [" ".join(tokens(text)) for text in group] for index, group in enumerate(references)}
+    parted = characters if unit == "characters" else tokens
+    answers = {index: [" ".join(parted(text))] for index, text in enumerate(predictions)}
+    targets = {index: [" ".join(parted(text)) for text in group] for index, group in enumerate(references)}
     bleu, bleu_each = Bleu(4).compute_score(targets, answers, verbose=0)
     values = {f"bleu_{order + 1}": (bleu[order], bleu_each[order]) for order in range(4)}
     for name, scorer in (("rouge_l", Rouge()), ("cider", Cider())):
@@ -53,22 +100,61 @@ def coco(predictions: list[str], references: list[list[str]]) -> dict[str, tuple
     return values
 
 
-def assert_agrees(predictions: list[str], references: list[list[str]]) -> None:
-    ours, theirs = score(predictions, references), coco(predictions, references)
+def assert_agrees(predictions: list[str], references: list[list[str]], unit: Unit = "words") -> None:
+    ours, theirs = score(predictions, references, unit), coco(predictions, references, unit)
     for name, (corpus, each) in theirs.items():
         assert ours.corpus[name] == pytest.approx(corpus, abs=1e-9), name
         if name in ours.per_sample:
             assert list(ours.per_sample[name]) == pytest.approx(each, abs=1e-9), name
 
 
-def test_agrees_with_the_coco_code() -> None:
-    assert_agrees(PREDICTIONS, REFERENCES)
+@pytest.mark.parametrize("unit", ["words", "characters"])
+def test_agrees_with_the_coco_code(unit: Unit) -> None:
+    assert_agrees(PREDICTIONS, REFERENCES, unit)
 
 
 @settings(max_examples=60, deadline=None)
-@given(corpora)
-def test_agrees_with_the_coco_code_on_anything(corpus: list[tuple[str, list[str]]]) -> None:
-    assert_agrees([answer for answer, _ in corpus], [group for _, group in corpus])
+@given(corpora, st.sampled_from(["words", "characters"]))
+def test_agrees_with_the_coco_code_on_anything(corpus: list[tuple[str, list[str]]], unit: Unit) -> None:
+    assert_agrees([answer for answer, _ in corpus], [group for _, group in corpus], unit)
+
+
+def identical_korean(others: list[str], references: list[list[str]], unit: Unit) -> None:
+    """Its n-grams stand in no English reference, so they weigh most; one word alone has no longer n-grams, as everywhere."""
+    predictions, references = [*KOREAN, *others], [*([text, "다른 말로 적은 설명"] for text in KOREAN), *references]
+    assert_agrees(predictions, references, unit)
+    found = score(predictions, references, unit)
+    for place, text in enumerate(KOREAN):
+        assert [found.per_sample[name][place] for name in ("exact_match", "token_f1", "rouge_l")] == pytest.approx([1, 1, 1])
+        long = len((characters if unit == "characters" else tokens)(text)) > 3
+        assert found.per_sample["cider"][place] > (4.9 if long else 1.2)
+    assert all(value > 0.01 for value in found.corpus.values())
+
+
+@pytest.mark.parametrize("unit", ["words", "characters"])
+def test_identical_korean_among_english_never_scores_zero(unit: Unit) -> None:
+    identical_korean(OTHERS, FIVE, unit)
+    alone = score(KOREAN, [[text] for text in KOREAN], unit)
+    assert alone.corpus == pytest.approx({**dict.fromkeys(alone.corpus, 1.0), "cider": alone.corpus["cider"]})
+    assert all(value > 2 for value in alone.per_sample["cider"])
+
+
+def test_identical_korean_among_the_references_of_coco_never_scores_zero() -> None:
+    place = Path(os.environ.get("EYEGRAFT_TEST_DATA") or "nowhere", "coco", "captions_val2017.json")
+    if not place.is_file():
+        pytest.skip("EYEGRAFT_TEST_DATA names no folder with coco")
+    captions: dict[int, list[str]] = {}
+    for row in json.loads(place.read_text(encoding="utf-8"))["annotations"]:
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    groups = list(captions.values())
+    for unit in ("words", "characters"):
+        identical_korean([group[0] for group in groups], [group[1:] for group in groups], unit)
+
+
+def test_characters_see_a_word_under_another_particle() -> None:
+    answer, reference = ["고양이를 보았다"], [["고양이가 보인다"]]
+    assert score(answer, reference).corpus["token_f1"] == 0
+    assert score(answer, reference, "characters").corpus["token_f1"] == pytest.approx(2 * 5 / 14)
 
 
 def test_chrf_is_sacrebleu_over_100() -> None:
@@ -142,6 +228,11 @@ def test_tokens(text: str, expected: list[str]) -> None:
     assert tokens(text) == expected
 
 
+def test_characters_keep_their_marks() -> None:
+    assert characters("한글, ABC 36.5") == [*"한글abc36.5"]
+    assert characters("हिन्दी") == ["हि", "न्", "दी"]
+
+
 @given(st.text(max_size=40))
 def test_tokens_of_tokens_are_the_same(text: str) -> None:
     assert tokens(" ".join(tokens(text))) == tokens(text)
@@ -172,10 +263,12 @@ def test_any_text_gives_finite_values_in_range(corpus: list[tuple[str, list[str]
         assert result.corpus[name] == pytest.approx(sum(values) / len(values))
 
 
-def test_every_metric_says_how_it_was_computed_and_which_way_is_better() -> None:
-    result = score(["a dog"], [["a dog"]])
+@pytest.mark.parametrize("unit", ["words", "characters"])
+def test_every_metric_says_how_it_was_computed_and_which_way_is_better(unit: Unit) -> None:
+    result = score(["a dog"], [["a dog"]], unit)
     assert list(result.corpus) == list(result.signature) == list(HIGHER_IS_BETTER)
-    assert all(TOKENISATION in result.signature[name] for name in result.corpus if name not in ("exact_match", "chrf"))
+    assert TOKENISATION in counted("words") != counted("characters")
+    assert all(result.signature[name].startswith(f"{counted(unit)}; ") for name in result.corpus if name not in ("exact_match", "chrf"))
 
 
 def test_a_missing_reference_names_the_index() -> None:
