@@ -38,9 +38,12 @@ class _BareLines(logging.StreamHandler[Any]):
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Our own log lines to standard error as bare text; other libraries only from warnings on."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_BareLines(sys.stderr)])
+    lines = _BareLines(sys.stderr)
+    lines.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.split(".")[0] == "eyegraft")  # some set their own level
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[lines])
     logging.getLogger("eyegraft").setLevel(level)
-    logging.getLogger("httpx").setLevel(logging.ERROR)
+    for name in ("httpx", "bitsandbytes"):  # the second warns of kernels for 4 bits whenever adapters are built
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -518,7 +518,7 @@ def test_a_mismatch_names_what_differs(change: Any, said: str, released: tuple[P
 def test_another_size_is_named(released: tuple[Path, dict[str, Tensor]]) -> None:
     with (
         torch.device("meta"),
-        pytest.raises(PartError, match=r"(?s)a checkpoint of size tiny given.*large expected.*set vision_encoder\.size=tiny"),
+        pytest.raises(PartError, match=r"(?s)a checkpoint of size tiny given.*expected: large, as.*set vision_encoder\.size=tiny"),
     ):
         loaded(released[0], size="large")
 
@@ -540,6 +540,10 @@ def test_bad_files_are_errors_in_words(
     with pytest.raises(PartError, match=r"(?s)holds more than tensors.*save its state_dict as \.safetensors"):
         loaded(harmful)
     assert "ran" not in capsys.readouterr().out
+    page = tmp_path / "page.ckpt"
+    page.write_text("<html>404: Not Found</html>")
+    with pytest.raises(PartError, match=r"(?s)page\.ckpt is no checkpoint.*download it again"):
+        loaded(page)
     for suffix in ("ckpt", "safetensors"):
         cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(released[0].read_bytes()[:100_000])
@@ -550,4 +554,4 @@ def test_bad_files_are_errors_in_words(
 def test_random_weights_say_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     encoder()
-    assert "Clay tiny starts from random weights: train.tune.vision_encoder=full" in caplog.text
+    assert "Clay tiny starts from random weights: train.freeze_backbone=false train.finetune_layers=-1" in caplog.text

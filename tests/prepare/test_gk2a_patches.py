@@ -200,7 +200,9 @@ def test_old_statistics_are_taken_in_place_of_new_ones(world: Path) -> None:
 # ── the same bytes ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_scene_is_decoded_once_for_all_splits(whole_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_scene_is_decoded_once_for_all_splits_and_once_more_for_unlabelled_rows(
+    whole_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, decoded = gather.read, []
 
     def counted(cut: gather.Cut, described: Any) -> Any:
@@ -208,10 +210,16 @@ def test_each_scene_is_decoded_once_for_all_splits(whole_world: Path, monkeypatc
         return whole(cut, described)
 
     monkeypatch.setattr(gather, "read", counted)
-    build(whole_world, unlabelled_per_scene=5, rows_per_shard=6)
-    assert (whole_world / "patches" / "unlabelled").exists()
+    build(whole_world, rows_per_shard=6)
     assert sorted(decoded) == [f"{time:%Y-%m-%dT%H:%M:%S}" for time in TIMES]
     assert not (whole_world / "patches" / ".stash").exists()
+    manifests = {path: path.read_bytes() for path in whole_world.glob("patches/*/manifest.json")}
+    decoded.clear()
+    build(whole_world, unlabelled_per_scene=5, rows_per_shard=6)
+    assert {time[:4] for time in decoded} == {"2022"}
+    assert len(decoded) == len(set(decoded))
+    assert (whole_world / "patches" / "unlabelled").exists()
+    assert all(path.read_bytes() == content for path, content in manifests.items())  # runs go on upon the same data
     build(whole_world, rows_per_shard=6)
     assert not (whole_world / "patches" / "unlabelled").exists()  # rows of another plan must not stay beside these
 

@@ -19,13 +19,13 @@ import os
 import sys
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,12 @@ _STRETCH = 1 << 14  # rows whose small fields are read at once, in the order of 
 _WORTH = 1 << 21  # bytes: less is gathered faster than another thread wakes up
 
 Columns = dict[str, NDArray[Any]]
+
+
+class Reach(Protocol):
+    """See `ReadAhead.reach`."""
+
+    def __call__(self, position: int, batch_size: int, *, wait: bool = True) -> bool: ...
 
 
 class Field(Strict):
@@ -176,23 +182,28 @@ class PatchStore:
         names = self._named(fields)
         small = [name for name in names if self.schema.fields[name].row_bytes < _LARGE]
         large = [name for name in names if name not in small]
-        coming: tuple[Rows, Columns, Gather] | None = None
+        stretched = self._stretched(order, batch_size, start, small)
+        ends = [min(end, len(order)) for end in range((start + 1) * batch_size, len(order) + batch_size, batch_size)]
+
+        def begun() -> tuple[Rows, Columns, Gather]:
+            rows, columns = next(stretched)
+            more, gather = self._begun(rows, large)
+            return rows, {name: more[name] if name in more else columns[name] for name in names}, gather
+
         with self.read_ahead(order, start * batch_size, names) as reach:
-            end = start * batch_size
-            for rows, columns in self._stretched(order, batch_size, start, small):
-                end += len(rows)
-                reach(end, batch_size)
-                more, gather = self._begun(rows, large)
-                if coming is not None:
-                    coming[2].finish()
-                    yield coming[:2]
-                coming = rows, {name: more[name] if name in more else columns[name] for name in names}, gather
-            if coming is not None:
-                coming[2].finish()
-                yield coming[:2]
+            coming: tuple[Rows, Columns, Gather] | None = None
+            for number, end in enumerate(ends):
+                if coming is None:
+                    reach(end, batch_size)
+                    coming = begun()
+                rows, columns, gather = coming
+                more_to_come = number + 1 < len(ends) and reach(ends[number + 1], batch_size, wait=False)
+                coming = begun() if more_to_come else None
+                gather.finish()
+                yield rows, columns
 
     @contextmanager
-    def read_ahead(self, order: Rows, first: int = 0, fields: Sequence[str] | None = None) -> Iterator[Callable[[int, int], None]]:
+    def read_ahead(self, order: Rows, first: int = 0, fields: Sequence[str] | None = None) -> Iterator[Reach]:
         """Have the rows of an order in memory by the time they are read, from position `first` on. Gives `reach(end, batch_size)`: call it
         before the rows up to position `end` are read."""
         large = [name for name in self._named(fields) if name in self._descriptors]
@@ -356,6 +367,8 @@ def _manifest(path: Path) -> Manifest:
         begun = len(list(path.glob("shard-*"))) if path.is_dir() else 0
         given = f"{path}: an unfinished patch store of {begun} shards" if begun else f"{path}: no patch store"
         fix = "run prepare: it goes on where it stopped" if begun else "check the path, or run `eyegraft prepare` first"
+        if path.name == "unlabelled" and not begun:
+            fix = "run `eyegraft prepare` with prepare.unlabelled_per_scene=200, for one: what is there is kept"
         raise DataError(given, "a folder with manifest.json", fix)
     try:
         return Manifest.model_validate_json(file.read_bytes())

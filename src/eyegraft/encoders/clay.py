@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ class Config(Strict):
     side: of a patch, in pixels.
     grid: how a patch becomes squares of tokens, see above.
     checkpoint: a Lightning `.ckpt` of Clay v1.5, or a `.safetensors` file of the same keys; None gives random weights, to be trained from
-        nothing with `train.tune.vision_encoder=full`.
+        nothing with `train.freeze_backbone=false train.finetune_layers=-1`.
     extra_channels: maps beside the bands that have no wavelength (`sza`, `dem`, `lsmask`). They pass a convolution of their own, with the
         kernel size and stride of the patch embedding, and are added to the patches. It is new and starts random: it learns under
         `train.tune.vision_encoder` lora, last_n and full; where this part is frozen it mixes the maps in by a fixed projection.
@@ -190,7 +191,8 @@ def build(config: Config) -> ClayEncoder:
     facts = (config.sensor.wavelengths_um(), config.sensor.gsd_m * grid.zoom, grid.kernel)
     if config.checkpoint is None:
         trunk = ClayTrunk(size, *facts)
-        log.info("vision_encoder: Clay %s starts from random weights: train.tune.vision_encoder=full trains them", config.size)
+        trains = "train.freeze_backbone=false train.finetune_layers=-1 trains all of it"
+        log.info("vision_encoder: Clay %s starts from random weights: %s, and frozen it stays random", config.size, trains)
     else:
         with torch.device("meta"):  # drawing 300 million random numbers to overwrite them takes seconds
             trunk = ClayTrunk(size, *facts)
@@ -230,7 +232,7 @@ def read_checkpoint(file: Path, size: str, wanted: Mapping[str, Tensor]) -> dict
     if found not in (None, size):
         raise PartError(
             f"vision_encoder.checkpoint: a checkpoint of size {found} given: {file}",
-            f"{size} expected, as vision_encoder.size says",
+            f"{size}, as vision_encoder.size says",
             f"set vision_encoder.size={found}, or give a checkpoint of size {size}",
         )
     missing = [name for name in wanted if name not in tensors]
@@ -278,18 +280,21 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         # mapped, for teacher, decoder and optimiser need not be read
         content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message advises to run what the file holds
+        if refused is None:
+            raise PartError(f"vision_encoder.checkpoint: {file} is no checkpoint", "what torch.save wrote", "download it again") from error
         raise PartError(
-            f"vision_encoder.checkpoint: {file} holds more than tensors and plain values, and is not read: {_first_line(error)}",
+            f"vision_encoder.checkpoint: {file} holds more than tensors and plain values, and is not read: {refused[1]}",
             "tensors, numbers, texts, lists and mappings alone: anything else could run code",
             "where you trust it, save its state_dict as .safetensors with a tool of your own",
         ) from error
     except Exception as error:  # safetensors and torch raise many types for a damaged file
         raise PartError(
-            f"vision_encoder.checkpoint: {file} cannot be read: {_first_line(error)}", "a whole file", "download it again"
+            f"vision_encoder.checkpoint: {file} cannot be read: {_first_sentence(error)}", "a whole file", "download it again"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__

@@ -324,8 +324,8 @@ def _write_stores(
     rows_per_shard: int,
     progress: Callable[[int, int], object] | None,
 ) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
-    sizes = [sum(len(unpacked(text)) for text in scene["rows"].values()) for scene in scenes]
-    groups = grouped(scenes, sizes, rows_per_shard)
+    # unlabelled rows have shards of their own: who adds them later keeps the labelled stores, bit for bit, and the runs on them
+    groups = [group for asked in (SPLITS, (UNLABELLED,)) for group in grouped(*_rows_of(scenes, asked), rows_per_shard)]
     rows: dict[str, int] = {}
     left_out: dict[str, dict[str, int]] = {}
     for split in (*SPLITS, UNLABELLED):
@@ -347,6 +347,13 @@ def _write_stores(
             f"no patch in the train split; left out: {_listed(left_out['train'])}", "rows that pass the checks", "mend what they fail by"
         )
     return rows, left_out
+
+
+def _rows_of(scenes: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The scenes that have rows of these splits, with those alone, and how many rows each has."""
+    parts = [{**scene, "rows": {split: scene["rows"][split] for split in splits if split in scene["rows"]}} for scene in scenes]
+    there = [scene for scene in parts if scene["rows"]]
+    return there, [sum(len(unpacked(text)) for text in scene["rows"].values()) for scene in there]
 
 
 def advancing(advance: Advance) -> Callable[[int, int], object]:
