@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,34 @@ import drawn
 from cli.running import read_table, run, trained, write_table
 from eyegraft.composition import CONF, load_recipe, recipe_files
 from eyegraft.config import Recipe
+from eyegraft.data.patch_rows import opened
+from recipes.test_istra import simulated
 
-NUM_RECIPES = 3
+NUM_RECIPES = 6
 
 # What turns a recipe into its twin: folders -> overrides. A new recipe needs one here, and NUM_RECIPES one more.
 TWINS: dict[str, Callable[[Any], list[str]]] = {
     "ad_classifier": lambda folders: [*drawn.ad_words(folders), "train.max_steps=2"],
     "ad_classifier_small": lambda folders: [*_tiny_eye(folders), *drawn.text_words(folders)],
     "demo": lambda folders: [*_tiny_eye(folders), "head=prefix_lm", f"head.model={folders.lm('llama')}"],
+    "lst_stations": lambda folders: [],
+    "ta_regression": lambda folders: ["vision_encoder=clay_tiny", "vision_encoder.checkpoint=null", "train.precision=32-true"],
+    "ta_small": lambda folders: [],
 }
-# Recipes that read a table of their user's have nothing to prepare: folder -> such tables.
-TABLES: dict[str, Callable[[Path], Path]] = {"ad_classifier": lambda place: drawn.adverts(place, {"train": 8, "val": 8, "test": 8})}
+# Recipes that read what their user has: such files, in the folder that DATA_DIR names.
+FILES: dict[str, Callable[[Path], object]] = {
+    "ad_classifier": lambda place: drawn.adverts(place, {"train": 8, "val": 8, "test": 8}),
+    "lst_stations": lambda place: simulated(place / "istra" / "raw"),
+    "ta_regression": lambda place: _small_world(place / "gk2a"),
+}
+# What makes preparing small, or names the user's files.
+FEW: dict[str, list[str]] = {
+    "ta_regression": [
+        f"prepare.observations=[{', '.join(f'observations/asos_{year}.txt' for year in (2022, 2023, 2024))}]",
+        "prepare.stations=stations.csv",
+    ],
+    "ta_small": ["prepare.scenes_per_year={train: 5, val: 3, test: 3}", "prepare.num_stations=8", "prepare.whole_scenes=0"],
+}
 SHORT = ("train.epochs=1", "train.batch_size=4", "num_threads=1", "evaluation.num_resamples=100", "evaluation.batch_size=8")
 
 
@@ -36,6 +54,14 @@ def _tiny_eye(folders: Any) -> list[str]:
         "vision_encoder.architecture=null",
         "vision_encoder.preprocessor=null",
     ]
+
+
+def _small_world(folder: Path) -> None:
+    """Scenes, records and stations as a user of GK-2A has them; simulated."""
+    done = run("prepare", "recipe=ta_small", f"data.base_dir={folder}", *FEW["ta_small"], cwd=folder.parent.parent)
+    assert done.returncode == 0, done.stderr
+    for made in ("index", "patches"):
+        shutil.rmtree(folder / made)
 
 
 def names() -> list[str]:
@@ -67,9 +93,10 @@ def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, 
     words = [f"recipe={name}", *TWINS[name](folders), *SHORT]
 
     recipe = load_recipe(name)
-    if recipe.prepare is None:
-        TABLES[name](tmp_path / "data")
-    else:
+    (tmp_path / "data").mkdir()
+    if name in FILES:
+        FILES[name](tmp_path / "data")
+    if recipe.prepare is not None:
         prepare_in_small(recipe, tmp_path)
 
     looked_over = run("doctor", *words, cwd=tmp_path)
@@ -82,26 +109,37 @@ def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, 
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert facts["finished"] is True
     assert set(facts["stages"]) == set(recipe.stages)
-    assert facts["quarantined"] == {}
+    assert recipe.data.satellite or facts["quarantined"] == {}
 
     evaluated = run("evaluate", str(folder), cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     for split in recipe.evaluation.splits:
         result = json.loads((folder / "evaluation" / f"{split}.json").read_text(encoding="utf-8"))
-        assert result["num_samples"] == 8
+        assert result["num_samples"] == count(recipe, split)
         assert result["held_out"] == recipe.data.held_out[split]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert recipe.title in page
 
-    image = read_table(folder / "evaluation" / f"{recipe.evaluation.splits[0]}.samples.jsonl")[0]["image"]
-    answered = run("predict", str(folder), image, "--json", cwd=tmp_path)
-    assert json.loads(answered.stdout)["image"] == image
+    row = read_table(folder / "evaluation" / f"{recipe.evaluation.splits[0]}.samples.jsonl")[0]
+    if recipe.data.satellite is None:
+        answered = run("predict", str(folder), row["image"], "--json", cwd=tmp_path)
+        assert json.loads(answered.stdout)["image"] == row["image"]
+    else:
+        answered = run("predict", str(folder), "--patches", row["image"], "--rows", str(row["record"]), "--json", cwd=tmp_path)
+        assert json.loads(answered.stdout)["answer"]["value"] == pytest.approx(row["answers"]["model"]["value"], abs=1e-3)
     assert yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["recipe"] == name
 
 
+def count(recipe: Recipe, split: str) -> int:
+    """The rows of a split in small."""
+    if recipe.data.satellite is None:
+        return 8
+    return len(opened(Path(recipe.data.base_dir) / recipe.data.satellite.patches[split]))
+
+
 def prepare_in_small(recipe: Recipe, root: Path) -> None:
-    """Prepare the recipe's data, and keep eight rows of each split."""
-    prepared = run("prepare", f"recipe={recipe.recipe}", cwd=root)
+    """Prepare the recipe's data, and keep eight rows of each table."""
+    prepared = run("prepare", f"recipe={recipe.recipe}", *FEW.get(recipe.recipe, []), cwd=root)
     assert prepared.returncode == 0, prepared.stderr
     place = Path(prepared.stdout.strip())
     manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))

@@ -380,7 +380,7 @@ def load_patches(data: Data, *, root: Path | None = None) -> PreparedData:
         table_sha256=identities,
         split_sha256=identities,
         num_rows={split: len(rows) + sum(rows.store.manifest.counts.values()) for split, rows in splits.items()},
-        reasons=reasons,
+        reasons=+reasons,  # those that left something out
         quarantined=[],
     )
 
