@@ -281,6 +281,7 @@ class Settings(Strict):
         objective: None takes the task's own. loss_type: the same by a bare word, such as focal.
         batch_size: samples in one forward.
         gradient_accumulation: forwards in one optimiser step; the loss is averaged over all their tokens.
+        group_by_length: texts of about the same length share a batch, so that little of it is padding.
         learning_rate, weight_decay, betas: of AdamW (Loshchilov & Hutter 2019); vectors and norms do not decay.
         max_steps: optimiser steps at most, whatever `epochs` says.
         scheduler_type: how the rate falls after the warmup; warmup_ratio: share of the steps over which it rises from 0.
@@ -307,6 +308,7 @@ class Settings(Strict):
     max_steps: Positive | None = None
     batch_size: Positive = 8
     gradient_accumulation: Positive = 1
+    group_by_length: bool = True
     learning_rate: Rate = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

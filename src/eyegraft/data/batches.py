@@ -26,17 +26,37 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
-    """The shuffled batches of one epoch, each a list of positions. The last one may be smaller.
+MEGABATCH = 50
+"""Batches that are sorted by length together: the more, the less padding, and the less random their company."""
 
-    In the first epoch the batch with the longest sample comes first, so that memory runs out at once or never.
+
+def batch_order(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, grouped: bool = False, packed: bool = False
+) -> list[list[int]]:
+    """The shuffled batches of one epoch, each a list of positions. One of them may be smaller.
+
+    In the first epoch the batch that takes the most memory comes first, so that memory runs out at once or never: the one with the
+    longest sample or, packed, with the most tokens.
+
+    Args:
+        grouped: samples of about the same length share a batch: shuffled samples are sorted within some `MEGABATCH` batches, and the
+            batches shuffled. Of equal lengths nothing is grouped.
+        packed: whether a batch will be packed into rows without padding.
     """
     order = list(range(len(lengths)))
-    random.Random(derived_seed("order", seed, epoch)).shuffle(order)
+    drawing = random.Random(derived_seed("order", seed, epoch))
+    drawing.shuffle(order)
+    grouped = grouped and len(set(lengths)) > 1
+    if grouped:
+        span = batch_size * max(1, min(MEGABATCH, len(order) // (4 * batch_size)))  # of few samples, groups differ from epoch to epoch
+        order = [place for start in range(0, len(order), span) for place in sorted(order[start : start + span], key=lambda i: -lengths[i])]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if grouped:
+        drawing.shuffle(batches)
     if epoch == 0 and len(batches) > 1:
-        longest = max(range(len(batches)), key=lambda n: (len(batches[n]) == batch_size, max(lengths[i] for i in batches[n])))
-        batches[0], batches[longest] = batches[longest], batches[0]
+        size = sum if packed else max
+        heaviest = max(range(len(batches)), key=lambda n: (len(batches[n]) == batch_size, size(lengths[i] for i in batches[n])))
+        batches[0], batches[heaviest] = batches[heaviest], batches[0]
     return batches
 
 
@@ -64,11 +84,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def order(self, batch_size: int, *, seed: int, epoch: int) -> Sequence[Any]:
+    def order(self, batch_size: int, *, seed: int, epoch: int, grouped: bool = False, packed: bool = False) -> Sequence[Any]:
         """The shuffled batches of one epoch, each a list of positions: see `batch_order`, and of rows of patch stores `PatchRows.order`."""
         if isinstance(self.samples, PatchRows):
             return self.samples.order(batch_size, seed=seed, epoch=epoch)
-        return batch_order([len(text.input_ids) for text in self.encoded], batch_size, seed=seed, epoch=epoch)
+        lengths = [len(text.input_ids) for text in self.encoded]
+        return batch_order(lengths, batch_size, seed=seed, epoch=epoch, grouped=grouped, packed=packed)
 
     def batch(self, positions: Sequence[int], seeds: Sequence[int | None], pad_id: int) -> Batch:
         """The samples at these positions, texts right-padded.

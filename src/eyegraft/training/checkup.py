@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from eyegraft.answering import tokenizer_of
-from eyegraft.config import Recipe
+from eyegraft.config import Recipe, Settings
 from eyegraft.data.batches import load_batches
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import Encoded
@@ -74,7 +74,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
         yield from _labels(read, task.learned) if tokenizer is None else _texts(read, tokenizer, colour, num_samples)
         fabric = make_fabric(recipe, settings.precision)
         step = fabric.setup(LossStep(model, objective))
-        yield from _dry_step(step, fabric, read, plan, settings.batch_size, recipe.seed)
+        yield from _dry_step(step, fabric, read, plan, settings, recipe.seed)
 
 
 def _labels(read: StageData, learned: Mapping[str, Any]) -> Iterator[str]:
@@ -125,9 +125,9 @@ def marked(tokenizer: Any, text: Encoded, colour: bool = False) -> str:
     return "".join(f"{opening}{words}{closing}" if learned else words for learned, words in shown).replace("\n", "⏎")
 
 
-def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, batch_size: int, seed: int) -> Iterator[str]:
-    """Forward and backward of the batch with the longest sample, twice: once as the probe of the plan, once for time and memory."""
-    order = read.train.order(batch_size, seed=seed, epoch=0)
+def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, settings: Settings, seed: int) -> Iterator[str]:
+    """Forward and backward of the batch that takes the most memory, twice: once as the probe of the plan, once for time and memory."""
+    order = read.train.order(settings.batch_size, seed=seed, epoch=0, grouped=settings.group_by_length)
     first = list(dict.fromkeys([*map(int, order[0]), *with_each_modality(read.train)]))
     batch = next(load_batches(read.train, [first], pad_id=read.pad_id)).to(fabric.device)
     set_training_mode(step)

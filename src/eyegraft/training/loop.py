@@ -161,7 +161,8 @@ class StageTrainer:
 
     def _epoch(self, advance: Any, clock: Callable[[], float]) -> None:
         set_training_mode(self.step_module)
-        order = self.data.train.order(self.settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch)
+        settings = self.settings
+        order = self.data.train.order(settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch, grouped=settings.group_by_length)
         seed = (self.recipe.seed, self.stage, self.at.epoch)
         loaded = load_batches(
             self.data.train, order, pad_id=self.data.pad_id, seed=seed, start=self.at.batch, num_workers=self.data.num_workers
