@@ -119,8 +119,9 @@ class ReadAhead:
         self._pending: deque[tuple[int, Future[None]]] = deque()
         self._queue = 0
 
-    def reach(self, position: int, batch_size: int) -> None:
-        """Return when all that the rows before `position` need has been fetched, and the next window in proportion."""
+    def reach(self, position: int, batch_size: int, *, wait: bool = True) -> bool:
+        """Return when all that the rows before `position` need has been fetched, and the next window in proportion; or at once, whether
+        it has."""
         begun = self._due(position + self._queue * batch_size)
         self._queue = min(self._queue + 1, _QUEUE)  # the first batch does not wait until all of this has been looked at
         while self._next is not None and self._next.end <= begun:
@@ -129,7 +130,10 @@ class ReadAhead:
             self._next = next(self._runs, None)
         done = self._due(position)
         while self._pending and self._pending[0][0] <= done:
+            if not (wait or self._pending[0][1].done()):
+                return False
             self._pending.popleft()[1].result()
+        return True
 
     def _due(self, position: int) -> float:
         """A window's rows must all be there before its first batch: the line through (end of the window before, end of the window)."""

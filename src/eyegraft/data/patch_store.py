@@ -19,13 +19,13 @@ import os
 import sys
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +43,6 @@ _STRETCH = 1 << 14  # rows whose small fields are read at once, in the order of 
 _WORTH = 1 << 21  # bytes: less is gathered faster than another thread wakes up
 
 Columns = dict[str, NDArray[Any]]
-
-
-class Reach(Protocol):
-    """See `ReadAhead.reach`."""
-
-    def __call__(self, position: int, batch_size: int, *, wait: bool = True) -> bool: ...
 
 
 class Field(Strict):
@@ -190,28 +184,38 @@ class PatchStore:
             more, gather = self._begun(rows, large)
             return rows, {name: more[name] if name in more else columns[name] for name in names}, gather
 
-        with self.read_ahead(order, start * batch_size, names) as reach:
-            coming: tuple[Rows, Columns, Gather] | None = None
+        coming: tuple[Rows, Columns, Gather] | None = None
+        ahead = self._ahead(order, start * batch_size, names)
+        try:
             for number, end in enumerate(ends):
                 if coming is None:
-                    reach(end, batch_size)
+                    ahead.reach(end, batch_size)
                     coming = begun()
                 rows, columns, gather = coming
-                more_to_come = number + 1 < len(ends) and reach(ends[number + 1], batch_size, wait=False)
-                coming = begun() if more_to_come else None
+                ready = number + 1 < len(ends) and ahead.reach(ends[number + 1], batch_size, wait=False)
+                coming = begun() if ready else None
                 gather.finish()
                 yield rows, columns
-
-    @contextmanager
-    def read_ahead(self, order: Rows, first: int = 0, fields: Sequence[str] | None = None) -> Iterator[Reach]:
-        """Have the rows of an order in memory by the time they are read, from position `first` on. Gives `reach(end, batch_size)`: call it
-        before the rows up to position `end` are read."""
-        large = [name for name in self._named(fields) if name in self._descriptors]
-        ahead = ReadAhead(order, first, lambda run: self._cold(run, large), lambda run: self._fetch(run, large))
-        try:
-            yield ahead.reach
         finally:
             ahead.close()
+
+    @contextmanager
+    def read_ahead(self, order: Rows, first: int = 0, fields: Sequence[str] | None = None) -> Iterator[Callable[[int, int], None]]:
+        """Have the rows of an order in memory by the time they are read, from position `first` on. Gives `reach(end, batch_size)`: call it
+        before the rows up to position `end` are read."""
+        ahead = self._ahead(order, first, self._named(fields))
+
+        def reach(end: int, batch_size: int) -> None:
+            ahead.reach(end, batch_size)
+
+        try:
+            yield reach
+        finally:
+            ahead.close()
+
+    def _ahead(self, order: Rows, first: int, names: Sequence[str]) -> ReadAhead:
+        large = [name for name in names if name in self._descriptors]
+        return ReadAhead(order, first, lambda run: self._cold(run, large), lambda run: self._fetch(run, large))
 
     def verify(self) -> None:
         """Compare every file with its hash, as fast as the disk goes, once: the next call for unchanged files returns at once.
