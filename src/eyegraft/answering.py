@@ -126,7 +126,8 @@ def _pictures(samples: Sequence[Sample], model: Graft) -> tuple[list[int], list[
     if not set(model.encoders) <= {"image", "text"}:
         return list(range(len(samples))), list(range(len(samples)))
     first: dict[tuple[Any, ...], int] = {}
-    shown, numbers = [], []
+    shown: list[int] = []
+    numbers: list[int] = []
     for place, sample in enumerate(samples):
         number = first.setdefault((sample.image, sample.record, sample.text), len(first))
         if number == len(shown):
