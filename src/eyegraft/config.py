@@ -41,8 +41,9 @@ class Columns(Strict):
         text: words beside the picture, as a second input; an empty cell means that there are none.
         references: the text to learn, or a list of texts of which each is right; of a label task, the label or the list of labels.
         prompt: what is asked of this image, where the task's own prompt will not do.
-        turns: a conversation about the image in place of prompt and references: a list of {question, answer}.
+        turns: a conversation about the image, a list of {question, answer}; where the cell is empty, prompt and references hold.
         choices: the list of allowed answers.
+        task: which of the recipe's tasks the row is of; an empty cell: any. A stage learns, and an evaluation scores, the rows of its task.
         id: unique name of a row; None numbers them.
         group: rows of one group never cross splits; None takes the image.
         meta: further columns to keep for slices and reports.
@@ -54,6 +55,7 @@ class Columns(Strict):
     prompt: str | None = None
     turns: str | None = None
     choices: str | None = None
+    task: str | None = None
     id: str | None = None
     group: str | None = None
     meta: tuple[str, ...] = ()

@@ -37,6 +37,7 @@ class Sample:
         turns: (question, answer) pairs of a conversation about the picture, in order. `prompt` is then the last question, and the last
             answer the first of `references`.
         choices: the only answers that are allowed.
+        task: which of the recipe's tasks the row is of; None: any.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Sample:
     record: int | None = None
     turns: tuple[tuple[str, str], ...] = ()
     choices: tuple[str, ...] = ()
+    task: str | None = None
 
 
 @dataclass(frozen=True)

@@ -633,3 +633,53 @@ def test_splits_are_cut_and_compared_by_paths_where_pictures_are_not_read(tmp_pa
     given = Data.model_validate({"name": "toy", "base_dir": str(tmp_path), "tables": tables})
     with pytest.raises(DataError, match=r"3 pictures stand in more than one split: 0\.png \(train\) = 0\.png \(test\)"):
         load_samples(given, read_images=False)
+
+
+# ── conversations, choices and tasks ─────────────────────────────────────────────────────────────────────────────────────────────
+
+TALK = {"image": "image", "references": "caption", "turns": "turns", "choices": "choices", "task": "task", "id": "id"}
+
+
+def test_rows_of_several_tasks_stand_in_one_table(tmp_path: Path) -> None:
+    one, other = picture(tmp_path, "a.png", 1), picture(tmp_path, "b.png", 200)
+    turns = [{"question": "무엇인가요?", "answer": "배"}, {"question": "무슨 색인가요?", "answer": "빨강"}]
+    rows = [
+        {"id": "c", "image": one, "task": "captions", "caption": "a boat", "turns": None, "choices": []},
+        {"id": "t", "image": one, "task": "talk", "caption": None, "turns": turns, "choices": ["빨강", "파랑"]},
+        {"id": "any", "image": one, "task": "", "caption": "a red boat", "turns": [], "choices": None},
+    ]
+    last = [{"id": "x", "image": other, "task": "captions", "caption": "a tree", "turns": None, "choices": None}]
+    found = load(
+        tmp_path, tables={"train": table(tmp_path, "train.jsonl", rows), "test": table(tmp_path, "test.jsonl", last)}, columns=TALK
+    )
+    assert found.quarantined == []
+    talk = found.splits["train"][1]
+    assert talk.turns == (("무엇인가요?", "배"), ("무슨 색인가요?", "빨강"))
+    assert (talk.prompt, talk.references, talk.choices) == ("무슨 색인가요?", ("빨강",), ("빨강", "파랑"))
+    assert [sample.id for sample in found.of_task("talk").splits["train"]] == ["t", "any"]
+    assert [sample.id for sample in found.of_task("captions").splits["train"]] == ["c", "any"]
+    assert set(found.of_task("talk").splits) == {"train"}, "no test row of this task"
+    before = found.split_sha256["train"]
+    rows[0]["task"] = "talk"
+    again = load(tmp_path, tables={"train": table(tmp_path, "train.jsonl", rows), "test": "test.jsonl"}, columns=TALK)
+    assert again.split_sha256["train"] != before
+
+
+def test_bad_conversations_and_choices_are_named(tmp_path: Path) -> None:
+    image = picture(tmp_path, "a.png", 1)
+    good = {"id": "good", "image": image, "task": "", "caption": "a boat", "turns": None, "choices": None}
+    turns = [{"question": "what?", "answer": "a boat"}]
+    rows = [
+        good,
+        {**good, "id": "empty answer", "turns": [{"question": "what?", "answer": " "}]},
+        {**good, "id": "no list", "turns": "what?"},
+        {**good, "id": "neither", "caption": None, "turns": []},
+        {**good, "id": "half", "turns": [*turns, {"question": "and?"}]},
+        {**good, "id": "equal", "turns": turns, "choices": ["boat", "tree", "boat"]},
+    ]
+    found = load(tmp_path, tables={"train": table(tmp_path, "train.jsonl", rows)}, columns=TALK, max_bad_fraction=1.0)
+    assert [sample.id for sample in found.splits["train"]] == ["good"]
+    details = {row["id"]: row["detail"] for row in found.quarantined}
+    assert details["empty answer"] == details["half"] == "column 'turns': an empty question or answer"
+    assert details["no list"] == details["neither"] == "column 'turns' holds no list of {question, answer}"
+    assert details["equal"] == "column 'choices': two choices are equal: boat, boat, tree"

@@ -57,6 +57,7 @@ class PreparedData:
         quarantined: {"split", "row" (1 is the first data row), "id", "image", "reason", "detail"} for each row that is not used.
         near_duplicates: pictures of `train` and `val` that look like one of another split, and were moved or allowed (see `data.leaks`).
         fingerprints: SHA-256 of a picture -> what alike pictures are found by; empty where no pixels were decoded.
+        several_tasks: rows say which task they are of.
     """
 
     splits: dict[str, Sequence[Sample]]
@@ -67,6 +68,14 @@ class PreparedData:
     quarantined: list[dict[str, Any]]
     near_duplicates: list[dict[str, Any]] = field(default_factory=list)
     fingerprints: dict[str, bytes] = field(default_factory=dict, repr=False)
+    several_tasks: bool = False
+
+    def of_task(self, name: str) -> PreparedData:
+        """The samples that one of the recipe's tasks is asked about."""
+        if not self.several_tasks:
+            return self
+        splits = {split: [sample for sample in samples if sample.task in (None, name)] for split, samples in self.splits.items()}
+        return replace(self, splits={split: samples for split, samples in splits.items() if samples})
 
 
 @dataclass
@@ -86,6 +95,7 @@ class Row:
     sha256: str = ""
     turns: tuple[tuple[str, str], ...] = ()
     choices: tuple[str, ...] = ()
+    task: str | None = None
     reason: str = ""
     detail: str = field(default="", repr=False)
 
@@ -167,6 +177,7 @@ def load_samples(
         quarantined=quarantined,
         near_duplicates=listed,
         fingerprints=looks,
+        several_tasks=data.columns.task is not None,
     )
 
 
@@ -207,7 +218,7 @@ def _read(data: Data, base: Path, read_images: bool) -> tuple[list[Row], dict[st
 
 def _stop_at_missing_columns(raw: Sequence[dict[str, Any]], place: str, columns: Columns) -> None:
     there = list(dict.fromkeys(key for row in raw for key in row))
-    named = ("image", "text", *(() if columns.turns else ("references", "prompt")), "turns", "choices", "id", "group")
+    named = ("image", "text", "references", "prompt", "turns", "choices", "task", "id", "group")
     wanted = {key: getattr(columns, key) for key in named}
     wanted |= {f"meta[{number}]": name for number, name in enumerate(columns.meta)}
     missing = {key: name for key, name in wanted.items() if name is not None and name not in there}
@@ -235,6 +246,7 @@ def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only
         prompt=(_text(values.get(columns.prompt)) or None) if columns.prompt else None,
         references=_references(values.get(columns.references), texts_only) if columns.references else (),
         choices=_references(values.get(columns.choices), texts_only) if columns.choices else (),
+        task=(_text(values.get(columns.task)) or None) if columns.task else None,
         group=(_text(values.get(columns.group)) or None) if columns.group else None,
         meta={name: values.get(name) for name in columns.meta},
         id=_text(values.get(columns.id)) if columns.id else None,
@@ -242,7 +254,7 @@ def _row(number: int, values: dict[str, Any], data: Data, base: Path, texts_only
     )
     if reason:
         row.refuse(reason, detail)
-    if columns.turns:
+    if columns.turns and (values.get(columns.turns) or not row.references):
         _take_turns(row, values.get(columns.turns), columns.turns)
     elif columns.references and not row.references:
         row.refuse(EMPTY_TEXT, f"the cell of column {columns.references!r} holds no text")
@@ -403,7 +415,8 @@ def _samples(rows: Sequence[Row], merge: bool, read_images: bool) -> list[Sample
     for row in rows:
         if not row.reason:
             together = merge and row.references and len(row.turns) < 2
-            gathered[(row.path or row.image, row.text, row.prompt, row.choices) if together else row.number].append(row)
+            same = (row.path or row.image, row.text, row.prompt, row.choices, row.task)
+            gathered[same if together else row.number].append(row)
     taken: dict[str, int] = {}
     samples = []
     for members in gathered.values():
@@ -425,6 +438,7 @@ def _samples(rows: Sequence[Row], merge: bool, read_images: bool) -> list[Sample
             meta=first.meta,
             turns=first.turns,
             choices=first.choices,
+            task=first.task,
         )
         samples.append(sample)
     return samples
@@ -436,8 +450,8 @@ def _split_sha256(samples: Iterable[Sample]) -> str:
         row: list[Any] = [sample.id, sample.sha256, sample.prompt, sample.references]
         if sample.text:  # only then: rows without one keep the hash that runs were trained under before there was a text column
             row.append(sample.text)
-        if sample.turns or sample.choices:
-            row.append([sample.turns, sample.choices])
+        if sample.turns or sample.choices or sample.task:
+            row.append([sample.turns, sample.choices, sample.task])
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 

@@ -57,11 +57,22 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
         if split not in data.splits:
             raise DataError(f"no split {split!r}", f"one of {', '.join(data.splits)}", nearest(split, data.splits))
     model, task, checkpoint = load_model(opened, stage)
+    data = _of_task(data, task, wanted)
     for split in wanted:
         task.check(data.splits[split], split)  # every fault of the labels, before an answer is made
     suffix = f"@{stage}" if stage is not None and checkpoint != opened.checkpoint() else ""
     columns = NumberBaselines(task, data.splits.get("train", []), columns_of(recipe), recipe.seed) if hasattr(task, "from_values") else None
     return {split: _evaluate_split(opened, model, task, checkpoint, data, split, f"{split}{suffix}", columns) for split in wanted}
+
+
+def _of_task(data: PreparedData, task: Task, wanted: Sequence[str]) -> PreparedData:
+    """The rows that the stage's task is asked about, where the data say so."""
+    found = data.of_task(task.name)
+    for split in wanted:
+        if split not in found.splits:
+            there = ", ".join(found.splits) or "none"
+            raise DataError(f"split {split!r} has no row of task {task.name!r}", f"one of the splits that have: {there}", "name another")
+    return found
 
 
 def _stop_without_answers(run: Run, stage: str | None) -> None:

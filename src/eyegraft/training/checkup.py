@@ -27,6 +27,7 @@ from eyegraft.training.stages import (
     fit_objective,
     make_fabric,
     prepare_task,
+    rows_of,
     stage_data,
     stop_at_split,
     stop_without_train,
@@ -57,14 +58,15 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
         task = build_task(recipe, settings)
         objective = build_objective(task, settings)
         stop_at_split(recipe, name, data)
-        prepare_task(recipe, task, data)
-        encoded = encode_splits(task, settings, data, model)
-        watched_direction(settings, name, task, data.splits.get("val", []))
+        rows = rows_of(data, task)
+        prepare_task(recipe, task, rows)
+        encoded = encode_splits(task, settings, rows, model)
+        watched_direction(settings, name, task, rows.splits.get("val", []))
         yield f"\nstage {name}: task {task.name}, objective {type(objective).__name__}"
         torch.manual_seed(recipe.seed)
         plan = make_plan(model, settings, objective=objective)
         yield plan.table()
-        read = stage_data(recipe, settings, model, data, encoded, teach_inputs(recipe, model, data))
+        read = stage_data(recipe, settings, model, rows, encoded, teach_inputs(recipe, model, data))
         fit_objective(objective, encoded[settings.split])
         yield from (f"does not see: {line}" for line in blind_spots(model, read))
         for modality in model.encoders:

@@ -210,6 +210,20 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> Seque
     return encoded
 
 
+def rows_of(data: PreparedData, task: Task) -> PreparedData:
+    """The rows that a task is asked about, where the data say so.
+
+    Raises:
+        DataError: none to learn from.
+    """
+    found = data.of_task(task.name)
+    if "train" not in found.splits:
+        named = sorted({str(sample.task) for sample in data.splits["train"]})
+        given = f"no row of the training split is of task {task.name!r}; its rows name {shown(named)}"
+        raise DataError(given, "rows of each task that a stage learns", "name the tasks of the recipe as data.columns.task does")
+    return found
+
+
 def prepare_task(recipe: Recipe, task: Task, data: PreparedData) -> None:
     """Look over what the task reads of every split, then let it learn what it must know of the training split.
 
@@ -338,17 +352,18 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
         its_task = task if later == stage else build_task(recipe, recipe.stage(later))
         build_objective(its_task, recipe.stage(later))
         stop_at_split(recipe, later, data)
-        prepare_task(recipe, its_task, data)
+        its_data = rows_of(data, its_task)
+        prepare_task(recipe, its_task, its_data)
         key = f"{its_task.name} of {recipe.stage(later).split}"
         if key not in read:
-            read[key] = encode_splits(its_task, recipe.stage(later), data, model)
-        watched_direction(recipe.stage(later), later, its_task, data.splits.get("val", []))
+            read[key] = encode_splits(its_task, recipe.stage(later), its_data, model)
+        watched_direction(recipe.stage(later), later, its_task, its_data.splits.get("val", []))
     inputs = teach_inputs(recipe, model, data)
     stop_at_other_inputs(start, inputs)
     run.facts["inputs"] = inputs
     run.note_stage(stage, learned=dict(task.learned))
     encoded = read[f"{task.name} of {settings.split}"]
-    examples = stage_data(recipe, settings, model, data, encoded, inputs)
+    examples = stage_data(recipe, settings, model, rows_of(data, task), encoded, inputs)
     fit_objective(objective, encoded[settings.split])
     with open_trackers(recipe, run.folder, stage) as trackers, ExitStack() as closing:
         model.to(fabric.device)
