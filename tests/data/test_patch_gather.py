@@ -126,13 +126,15 @@ def test_a_forked_process_has_a_helper_of_its_own(written: Path) -> None:
 
 
 def test_the_thread_ends_with_the_store(written: Path) -> None:
-    def running() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "gather"]
-
-    before = len(running())
-    with PatchStore(written) as store:
+    def thread_of(store: PatchStore) -> threading.Thread:
         store.read(np.arange(500))
-        assert len(running()) == before + 1
-    assert until(lambda: len(running()) == before)
-    PatchStore(written).read(np.arange(500))  # not even closed
-    assert until(lambda: len(running()) == before)
+        assert store._helper is not None
+        assert store._helper._thread is not None
+        assert store._helper._thread.is_alive()
+        return store._helper._thread
+
+    with PatchStore(written) as store:
+        thread = thread_of(store)
+    assert until(lambda: not thread.is_alive())
+    dropped = thread_of(PatchStore(written))  # not even closed
+    assert until(lambda: not dropped.is_alive())
