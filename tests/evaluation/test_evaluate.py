@@ -18,13 +18,13 @@ from cli.running import TESTS, contents, kept_registry, read_table, tiny_run, wr
 from eyegraft import evaluate, load_recipe, train
 from eyegraft.cli.evaluate import _print_samples
 from eyegraft.composition import use_config_dir
-from eyegraft.config import Data
 from eyegraft.errors import DataError, RunError
 from eyegraft.evaluation.baselines import shuffled_images as shuffled
 from eyegraft.evaluation.conclusions import against_all, against_each, of_intervals
 from eyegraft.evaluation.run import _held_out
 from eyegraft.registry import use_plugin
 from eyegraft.tasks.caption import CaptionTask
+from eyegraft.training.runs import read_run
 from eyegraft.types import Sample
 
 FIELDS = {"schema", "recipe", "task", "split", "held_out", "num_samples", "data", "checkpoint", "seed", "prompt", "decoding"}
@@ -139,7 +139,8 @@ def test_what_training_saw_is_not_called_held_out(run: Path) -> None:
     assert results["train"]["conclusions"][0] == "Not held out: training saw these samples."
     assert results["val"]["conclusions"][0] == "Not held out: these samples chose the checkpoint."
     assert not any("Not held out" in sentence for sentence in results["test"]["conclusions"])
-    said = Data(name="", tables={"train": "train.csv"}, held_out={"train": "new", "val": "other people"})
+    recipe = read_run(run).recipe
+    said = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": {"train": "new", "val": "other people"}})})
     assert _held_out(said, "train") == "none: training saw these samples"
     assert _held_out(said, "val") == "other people; but these samples chose the checkpoint"
 
