@@ -14,7 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,6 +66,24 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked, and its threads do not survive that
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+
+
+@cache
+def tame_bitsandbytes() -> None:
+    """Import bitsandbytes, where it is installed, without what its import does beside: where the package `kernels` is there too, it
+    fetches compiled code from the hub and runs it. Call this before importing PEFT, which imports bitsandbytes."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it warns that it could not
+    missing = object()
+    kernels: Any = sys.modules.get("kernels", missing)
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # Python's own way to refuse an import
+    try:
+        with suppress(ImportError):
+            import bitsandbytes  # noqa: F401
+    finally:
+        if kernels is missing:
+            del sys.modules["kernels"]
+        else:
+            sys.modules["kernels"] = kernels
 
 
 def cache_dir() -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eyegraft.config import Lora, Settings, Tune
 from eyegraft.errors import RecipeError, TrainingError, shown
 from eyegraft.model import ENCODER_NAMES, Graft
-from eyegraft.pretrained import ready
+from eyegraft.pretrained import ready, tame_bitsandbytes
 
 log = logging.getLogger(__name__)
 
@@ -256,6 +256,7 @@ def is_adapted(backbone: Any) -> bool:
 def add_adapter(name: str, part: nn.Module, lora: Lora) -> list[nn.Parameter]:
     """Wrap a part's backbone with PEFT's LoRA, or find the adapter that an earlier stage left there; gives its parameters."""
     ready()
+    tame_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     backbone: Any = getattr(part, "backbone", None)

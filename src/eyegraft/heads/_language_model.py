@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eyegraft.config import Strict
 from eyegraft.errors import PartError
-from eyegraft.pretrained import ready, resolve
+from eyegraft.pretrained import ready, resolve, tame_bitsandbytes
 
 
 class LanguageModel(Strict):
@@ -135,6 +135,7 @@ def _unloadable(config: LanguageModel, error: Exception) -> PartError:
 
 
 def _quantised(config: LanguageModel, name: str, dtype: Any) -> Any:
+    tame_bitsandbytes()
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

@@ -104,33 +104,37 @@ class CrossAttention(nn.Module):
         return torch.where(seen[:, None, None], changed.to(hidden.dtype), hidden)
 
 
-class SightedAttention(nn.Module):
-    """A layer's own self-attention, and what its output finds in the image."""
+# ── what is mixed into the classes of transformers, so that all names in a language model stay its own ──────────────────────────────────
 
-    def __init__(self, own: nn.Module, cross: CrossAttention) -> None:
-        super().__init__()
-        self.own, self.cross = own, cross
+
+class _Sighted:
+    """Of a layer's self-attention, which has a `CrossAttention` as `cross`."""
+
+    cross: CrossAttention
 
     def forward(self, *args: Any, image_keys_values: Tensor | None = None, image_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """Args:
         image_keys_values: [B, K, 2, H, N, D / H] of all cross-attentions; image_mask: [B, N] bool.
         """
         if image_keys_values is None or image_mask is None:
-            raise _hands_nothing_down(self.own)
-        given = self.own(*args, **kwargs)
-        hidden, rest = (given[0], given[1:]) if isinstance(given, tuple) else (given, None)
-        changed = self.cross(hidden, image_keys_values[:, self.cross.place], image_mask)
-        return changed if rest is None else (changed, *rest)
+            raise _hands_nothing_down(self)
+        hidden, *rest = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return self.cross(hidden, image_keys_values[:, self.cross.place], image_mask), *rest
 
 
 class _HandsDown:
-    """Mixed into a language model's class: `generate` takes the image and gives it to every forward."""
+    """Of the language model: `generate` takes the image and gives it to every forward."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *, image_keys_values: Tensor | None = None, image_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
         return {**prepared, "image_keys_values": image_keys_values, "image_mask": image_mask}
+
+
+def _mix(mixin: type, module: nn.Module) -> None:
+    own = type(module)
+    module.__class__ = type(own.__name__, (mixin, own), {"__module__": own.__module__})
 
 
 # ── the head ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,39 +224,50 @@ def build(config: Config, *, in_dim: int, num_outputs: int) -> CrossAttentionLM:
             f"at most {len(layers)}",
             f"set head.num_layers={min(4, len(layers))}",
         )
-    crosses = []
-    for place, layer in enumerate(layers[len(layers) - config.num_layers :]):
-        cross = CrossAttention(in_dim, num_heads, place, gated=config.gate == "tanh", pre_norm=config.norm == "pre")
-        _give_sight(layer, cross)
-        crosses.append(cross.to(model.device))
-    model.__class__ = type(f"Sighted{type(model).__name__}", (_HandsDown, type(model)), {})
-    return CrossAttentionLM(model, tokenizer, tuple(crosses))
+    seeing = layers[len(layers) - config.num_layers :]
+    gated, pre_norm = config.gate == "tanh", config.norm == "pre"
+    crosses = tuple(CrossAttention(in_dim, num_heads, place, gated=gated, pre_norm=pre_norm) for place in range(len(seeing)))
+    for layer, cross in zip(seeing, crosses, strict=True):
+        _give_sight(layer, cross.to(model.device))
+    _mix(_HandsDown, model)
+    head = CrossAttentionLM(model, tokenizer, crosses)
+    _try(head, in_dim)
+    return head
 
 
 def _give_sight(layer: nn.Module, cross: CrossAttention) -> None:
     name = next((name for name in _SELF_ATTENTION if isinstance(getattr(layer, name, None), nn.Module)), None)
     if name is None:
         raise PartError(
-            f"head.model: a {type(layer).__name__} among the last {cross.place + 1} or more layers has no self-attention to add to",
+            f"head.model: one of the last layers, a {type(layer).__name__}, has no self-attention to add to",
             f"decoder layers with one of {', '.join(_SELF_ATTENTION)}",
             "choose a smaller head.num_layers, another language model, or head.kind=prefix_lm",
         )
     own = layer.get_submodule(name)
-    if not (_takes_more(layer) and _takes_more(own)):
-        raise _hands_nothing_down(own)
-    setattr(layer, name, SightedAttention(own, cross))
+    own.cross = cross
+    _mix(_Sighted, own)
 
 
-def _takes_more(module: nn.Module) -> bool:
-    """Whether a forward takes keyword arguments that it does not name."""
-    from inspect import Parameter, signature
+@torch.no_grad()
+def _try(head: CrossAttentionLM, in_dim: int) -> None:
+    """One token, to see that an image arrives: families differ in what they hand down, and each attention asks for it.
 
-    return any(parameter.kind is Parameter.VAR_KEYWORD for parameter in signature(module.forward).parameters.values())
+    Raises:
+        PartError: it does not.
+    """
+    device = head.backbone.device
+    image = Tokens(torch.zeros(1, 1, in_dim, device=device), torch.ones(1, 1, dtype=torch.bool, device=device))
+    was_training = head.training
+    try:
+        head.eval().backbone(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False, **head._image(image))
+    except TypeError as error:  # a forward on the way takes no argument of this name
+        raise _hands_nothing_down(head.backbone) from error
+    head.train(was_training)
 
 
-def _hands_nothing_down(own: nn.Module) -> PartError:
+def _hands_nothing_down(module: object) -> PartError:
     return PartError(
-        f"head.model: this language model hands no keyword arguments down to its {type(own).__name__}, so no image would reach it",
-        "a family that does, as Llama, Phi, Qwen, Mistral, Gemma, GPT-2 and most others in transformers 5",
+        f"head.model: no image reaches the layers of this language model: its {type(module).__name__} is handed none",
+        "a family that hands keyword arguments down to its layers, as Llama, Phi, Qwen, Mistral, Gemma, GPT-2 and most of transformers 5",
         "choose such a model, or head.kind=prefix_lm",
     )

@@ -30,7 +30,7 @@ from eyegraft.config import Recipe
 from eyegraft.errors import RunError, shown
 from eyegraft.files import disk_errors, file_sha256
 from eyegraft.model import Graft
-from eyegraft.pretrained import ready
+from eyegraft.pretrained import ready, tame_bitsandbytes
 from eyegraft.tuning import canonical, is_adapted
 
 log = logging.getLogger(__name__)
@@ -216,6 +216,7 @@ def _save_adapters(model: Graft, folder: Path) -> list[str]:
 
 def _load_adapter(folder: Path, part: Any) -> None:
     ready()
+    tame_bitsandbytes()
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
     try:
