@@ -150,7 +150,7 @@ class RegressTask:
         return [{**answer, "weights": {name: share[row] for name, share in shares.items()}} for row, answer in enumerate(answers)]
 
     def values_of_loss(self, objective: str, loss: float) -> dict[str, float]:
-        """What a training loss says in the metrics' own words: of a mean squared error its root, of the normalised and of the real target."""
+        """What a training loss says in the metrics' own words: of a mean squared error its root, normalised and in the unit."""
         if objective != "mse":
             return {}
         unit = regression.unit_name(self.config.unit)
