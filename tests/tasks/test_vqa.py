@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 import tiny
+from cli.running import SMALL, read_table, refused, run, small_words, trained, write_table
 from eyegraft.data.batches import Examples
 from eyegraft.data.text import encode_turns
 from eyegraft.errors import DataError
@@ -23,6 +24,11 @@ from eyegraft.tasks.vqa import Config, VqaTask, build
 from eyegraft.types import IGNORE, Sample, Tokens
 
 COLOURS = ("red", "blue", "green triangle")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EYEGRAFT_CACHE", str(tmp_path / "cache"))
 
 
 def task(**options: Any) -> VqaTask:
@@ -307,3 +313,67 @@ def test_all_rows_of_no_use_are_named_at_once() -> None:
 def test_choices_that_cannot_be_told_apart_are_refused(choices: list[Any]) -> None:
     with pytest.raises(ValidationError, match=r"two or more different answers|in quotes"):
         Config.model_validate({"choices": choices})
+
+
+# ── from a table to an answer ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_answers_questions_and_chooses(folders: Any, tmp_path: Path) -> None:
+    """Conversations, choices and free questions in one table, through training, evaluation, prediction and the report."""
+    for split, numbers in {"train": range(6), "val": range(6, 8), "test": range(8, 11)}.items():
+        table: list[dict[str, Any]] = []
+        for number in numbers:
+            colour, shape = ("red", "blue", "green")[number % 3], ("square", "circle")[number % 2]
+            place = f"images/{number}.png"
+            tiny.picture(tmp_path / "data" / place, colour, shape, side=36 + number)
+            first, second = {"question": "무슨 색?", "answer": colour}, {"question": "Which shape?", "answer": shape}
+            common = {"image": place, "group": str(number)}
+            table += [
+                {"id": f"{number}/colour", "turns": [first], "choices": ["red", "blue", "green"], **common},
+                {"id": f"{number}/shape", "turns": [first, second], "choices": [], **common},
+            ]
+        write_table(tmp_path / "data" / f"{split}.jsonl", table)
+    words = [
+        *small_words(
+            folders,
+            "train.epochs=1",
+            "train.early_stopping.metric=val_accuracy",
+            "+stages.only.task=ask",
+            "+tasks.ask={kind: vqa, max_new_tokens: 4}",
+        ),
+        "data.columns={image: image, references: null, turns: turns, choices: choices, id: id, group: group}",
+    ]
+    done = trained(run("train", *words, *SMALL, cwd=tmp_path))
+    folder = tmp_path / done
+    assert run("evaluate", str(folder), cwd=tmp_path).returncode == 0
+    result = json.loads((folder / "evaluation" / "test.json").read_text(encoding="utf-8"))
+    assert {"accuracy", "accuracy_by_generation", "exact_match", "cider"} <= set(result["systems"]["model"])
+    assert result["details"]["choices"]["num_samples"] == 3
+    rows = {row["id"]: row["answers"] for row in read_table(folder / "evaluation" / "test.samples.jsonl")}
+    assert set(rows["8/colour"]["model"]["scores"]) == {"red", "blue", "green"}
+    assert isinstance(rows["8/shape"]["model"], str)
+    assert rows["8/colour"]["most_frequent"] == "blue", "equally often as the others, and first in the alphabet"
+    assert {given["most_frequent"] for id_, given in rows.items() if id_.endswith("shape")} == {"circle"}
+    assert all(given["nearest_neighbour"] in ("square", "circle") for id_, given in rows.items() if id_.endswith("shape"))
+
+    picture = str(tmp_path / "data" / "images" / "8.png")
+    free = run("predict", str(folder), picture, "--prompt", "무슨 색?", "--json", cwd=tmp_path)
+    assert isinstance(json.loads(free.stdout)["answer"], str)
+    asked = ("predict", str(folder), picture, "--prompt", "무슨 색?", "--choice", "red", "--choice", "blue")
+    chosen = json.loads(run(*asked, "--json", cwd=tmp_path).stdout)["answer"]
+    assert chosen["answer"] in chosen["scores"]
+    assert f"\t{chosen['answer']} (of red, blue; says: " in run(*asked, cwd=tmp_path).stdout
+    refused(run(*asked, "--choice", "Red.", cwd=tmp_path), 3, "'Red.' equals another")
+
+    assert run("report", str(folder), cwd=tmp_path).returncode == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Which shape?" in page
+
+
+def test_a_run_that_does_not_answer_questions_takes_no_choices(folders: Any, tmp_path: Path) -> None:
+    tiny.shapes(tmp_path / "data")
+    folder = trained(run("train", *small_words(folders, "train.epochs=1"), *SMALL, cwd=tmp_path))
+    asked = run(
+        "predict", str(tmp_path / folder), str(tmp_path / "data" / "images" / "0.png"), "--choice", "a", "--choice", "b", cwd=tmp_path
+    )
+    refused(asked, 5, "choices for tasks.caption", "vqa")

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; none where the run reads text alone")
     parser.add_argument("--prompt", help="what to ask; by default what the model was trained with")
+    parser.add_argument("--choice", action="append", default=[], help="an answer that is allowed, in place of any text (once each)")
     parser.add_argument("--text", action="append", help="words beside the image, for models that read them (once an image, in order)")
     parser.add_argument("--patches", metavar="STORE", help="the folder of a patch store, in place of images")
     parser.add_argument("--rows", type=_rows, metavar="0,1,2", help="which rows of the store; all by default")
@@ -34,7 +35,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not (arguments.images or arguments.text):
         expected = "image files, --text for a run that reads text alone, or --patches STORE for a run on patches"
         raise DataError("neither an image nor a text nor patches", expected, "name what is asked about")
-    answers = load_run(arguments.run, stage=arguments.stage).predict(arguments.images, prompt=arguments.prompt, texts=arguments.text)
+    answers = load_run(arguments.run, stage=arguments.stage).predict(
+        arguments.images, prompt=arguments.prompt, texts=arguments.text, choices=arguments.choice
+    )
     kind, asked = ("image", arguments.images) if arguments.images else ("text", arguments.text)
     for item, answer in zip(asked, answers, strict=True):
         if arguments.json:
@@ -50,8 +53,8 @@ def _predict_patches(arguments: argparse.Namespace) -> None:
     from eyegraft.errors import DataError
     from eyegraft.serving import load_run
 
-    if arguments.images or arguments.text or arguments.prompt:
-        raise DataError("--patches beside images, --text or --prompt", "one kind of input", "leave the others out")
+    if arguments.images or arguments.text or arguments.prompt or arguments.choice:
+        raise DataError("--patches beside images, --text, --choice or --prompt", "one kind of input", "leave the others out")
     rows, answers = load_run(arguments.run, stage=arguments.stage).predict_patches(arguments.patches, arguments.rows)
     for sample, answer in zip(rows, answers, strict=True):
         measured = float(sample.references[0]) if sample.references else None

@@ -33,6 +33,7 @@ class Card:
 
     Attributes:
         right: whether the answer counts as right, None where no score of the sample is a plain yes or no.
+        question: what the sample itself asks.
         picture: data URI, or None with the reason in `no_picture`.
         others: (label, answer) of the baselines.
         scores: (name, value) as text, the sorting metric first.
@@ -44,6 +45,7 @@ class Card:
     right: bool | None
     others: list[tuple[str, str]]
     scores: list[tuple[str, str]]
+    question: str = ""
     picture: str | None = None
     no_picture: str = ""
 
@@ -141,4 +143,5 @@ def _card(row: Mapping[str, Any], order: Sequence[str], judge: str | None) -> Ca
         right=None if judge is None else scores.get(judge) == 1,
         others=[(system_label(name).lower(), answer_text(value)) for name, value in answers.items() if name != "model"],
         scores=[(plain(name), number(scores[name])) for name in order if name in scores],
+        question=answer_text(row.get("prompt") or ""),
     )

@@ -32,7 +32,7 @@ SYSTEM_NOTES = {
     "shuffled_text": "the same model, shown the text of another sample",
     "absent_context": "the same model, time, place and further columns absent",
     "shuffled_context": "the same model, shown time, place and further columns of another sample",
-    "most_frequent": "the most frequent training answer, always",
+    "most_frequent": "the most frequent training answer, always; of questions, the most frequent to the same or the most similar one",
     "nearest_neighbour": "the answer of the most similar training picture",
 }
 
@@ -201,7 +201,8 @@ def answer_text(value: Any) -> str:
     elif isinstance(value, Mapping) and "value" in value:
         text = _measured(value)
     elif isinstance(value, Mapping) and "generated" in value:
-        text = f"{value.get('answer')} (says: {value['generated']})"
+        chosen, said = str(value.get("answer")), str(value["generated"])
+        text = chosen if said == chosen else f"{chosen} (says: {said})"
     elif isinstance(value, Sequence):
         text = ", ".join(answer_text(item) for item in value)
     else:

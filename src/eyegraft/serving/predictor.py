@@ -30,7 +30,14 @@ class Predictor:
         self._recipe = found.recipe
         self._model, self._task, self.checkpoint = load_model(found, stage)
 
-    def predict(self, images: Sequence[Path | str], *, prompt: str | None = None, texts: Sequence[str] | None = None) -> list[Any]:
+    def predict(
+        self,
+        images: Sequence[Path | str],
+        *,
+        prompt: str | None = None,
+        texts: Sequence[str] | None = None,
+        choices: Sequence[str] = (),
+    ) -> list[Any]:
         """One answer an image, in order: a text, or of a label task a mapping with `label` and probabilities.
 
         A model that reads no pictures answers the texts; images beside them may be left out, and are not opened.
@@ -38,19 +45,25 @@ class Predictor:
         Args:
             prompt: None takes the one that the model was trained with.
             texts: the words beside each image, for models that read them; None where there are none.
+            choices: the only answers that are allowed; each answer is then {answer, scores: choice -> mean log-likelihood, generated}.
 
         Raises:
+            RunError: choices for a task that takes none.
             DataError: an image is missing, broken or too large, or there are more or fewer texts than images; nothing is answered then.
         """
         if self._recipe.data.satellite is not None:
             given = f"{len(images)} images, and recipe {self._recipe.recipe} reads patches of a satellite"
             raise DataError(given, "a patch store", "eyegraft predict RUN --patches STORE, or eyegraft map RUN --scene PATH")
+        if choices and not getattr(self._task, "takes_choices", False):
+            given = f"choices for tasks.{self._task.name}, which answers in its own way"
+            raise RunError(given, "a run of a task that answers questions (kind: vqa)", "leave the choices out")
         reads = self._recipe.reads_images
         if texts and not images:
             if reads:
                 given = f"no image beside {len(texts)} text{'s' if len(texts) > 1 else ''}"
                 raise DataError(given, "an image for each text: the model reads pictures", "name the image files")
-            samples = [Sample(id=str(place), image=None, text=text, prompt=prompt) for place, text in enumerate(texts)]
+            allowed = tuple(choices)
+            samples = [Sample(id=str(place), image=None, text=text, prompt=prompt, choices=allowed) for place, text in enumerate(texts)]
             return self._answers(samples)
         if texts is not None and len(texts) != len(images):
             raise DataError(
@@ -65,7 +78,7 @@ class Predictor:
                 raise DataError(given, "a whole picture of at most data.max_pixels pixels", "give another file")
             text = texts[place] if texts is not None else ""
             sha256 = facts.sha256 if facts is not None else ""
-            samples.append(Sample(id=f"{place}:{path.name}", image=path, sha256=sha256, text=text, prompt=prompt))
+            samples.append(Sample(id=f"{place}:{path.name}", image=path, sha256=sha256, text=text, prompt=prompt, choices=tuple(choices)))
         return self._answers(samples)
 
     def predict_patches(self, store: Path | str, rows: Sequence[int] | None = None) -> tuple[PatchRows, list[Any]]:

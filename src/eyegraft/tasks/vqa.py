@@ -61,6 +61,7 @@ class VqaTask:
     objectives = ("cross_entropy",)
     num_neighbours = NUM_NEIGHBOURS
     reads_logits = False
+    takes_choices = True
 
     def __init__(self, name: str, config: Config) -> None:
         self.name, self.prompt = name, config.prompt
@@ -121,6 +122,8 @@ class VqaTask:
         try:
             if not question:
                 raise DataError("no question", "one in data.columns.prompt or turns", "name the column, or set tasks.NAME.prompt")
+            if sample.choices and (fault := _fault_of(sample.choices)):
+                raise DataError(f"choices {shown(list(sample.choices), 12)}: {fault}", "two or more that differ", "mend the choices")
             if not learn:
                 return encode_question(tokenizer, question, before=sample.turns[:-1], **limits)
             if not sample.references:
