@@ -53,7 +53,7 @@ class Graft(nn.Module):
     def forward(self, batch: Batch) -> Output:
         encoded = self.encode(batch)
         tokens = self.connect(encoded)
-        logits, labels = self.head(tokens, batch)
+        logits, labels = getattr(self.head, "learned", self.head)(tokens, batch)
         return Output(encoded, tokens, logits, labels)
 
     def probes(self, batch: Batch) -> list[Batch]:

@@ -193,6 +193,7 @@ class Batch:
         samples: the rows that the tensors came from, in order.
         targets: [B, K] float32, the classes or numbers of label tasks, NaN where unknown. K = 0 without.
         present: modality -> [B] bool, False where the sample lacks it; a modality not named is there in every row.
+        packing: where texts may share rows of the language model, how many tokens a row may have.
     """
 
     inputs: Mapping[str, Inputs]
@@ -202,6 +203,7 @@ class Batch:
     samples: Sequence[Sample]
     targets: Tensor
     present: Mapping[str, Tensor] = field(default_factory=dict)
+    packing: int | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -232,19 +234,38 @@ def moved_to(value: Any, device: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class TokenLogits:
+    """Logits [M, K] at the M learned tokens of a batch, made a few at a time: with a large vocabulary they would fill the memory.
+
+    Attributes:
+        hidden: [M, D], what the output layer reads there, sample by sample.
+        rows: [M] int64, the sample of each.
+        layer: [m, D] -> [m, K].
+    """
+
+    hidden: Tensor
+    rows: Tensor
+    layer: Callable[[Tensor], Tensor]
+
+    def all(self) -> Tensor:
+        """[M, K] at once."""
+        return self.layer(self.hidden)
+
+
+@dataclass(frozen=True)
 class Output:
     """What a forward gives to objectives and tasks.
 
     Attributes:
         encoded: encoder tokens by modality, for objectives that read them.
         tokens: what the head read, after connectors and fusion.
-        logits: [B, T', K] at the positions that `labels` covers, or [B, K] of a label head.
-        labels: [B, T'] int64 aligned with `logits` (already shifted: logits[t] predicts labels[t]), or [B, K] float32 targets.
+        logits: [B, T', K] or `TokenLogits` at the positions that `labels` covers, or [B, K] of a label head.
+        labels: [B, T'] or [M] int64 aligned with `logits` (already shifted: logits[t] predicts labels[t]), or [B, K] float32 targets.
     """
 
     encoded: Mapping[str, Tokens]
     tokens: Tokens
-    logits: Tensor
+    logits: Tensor | TokenLogits
     labels: Tensor
 
 

@@ -59,7 +59,7 @@ def saved(folder: Path, parts: tuple[Any, Any, Any], *, step: int = 1, **options
 def logits(model: Any) -> torch.Tensor:
     pixels = torch.randn(2, 3, *model.encoders["image"].spec.size, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        return model.eval()(tiny.text_batch(model.head.tokenizer, PAIRS, pixels)).logits
+        return model.eval()(tiny.text_batch(model.head.tokenizer, PAIRS, pixels)).logits.all()
 
 
 # ── round trips ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────

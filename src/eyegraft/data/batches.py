@@ -41,12 +41,12 @@ def batch_order(
     Args:
         grouped: samples of about the same length share a batch: shuffled samples are sorted within some `MEGABATCH` batches, and the
             batches shuffled. Of equal lengths nothing is grouped.
-        packed: whether a batch will be packed into rows without padding.
+        packed: whether a batch will be packed into rows without padding. Nothing is grouped then.
     """
     order = list(range(len(lengths)))
     drawing = random.Random(derived_seed("order", seed, epoch))
     drawing.shuffle(order)
-    grouped = grouped and len(set(lengths)) > 1
+    grouped = grouped and not packed and len(set(lengths)) > 1
     if grouped:
         span = batch_size * max(1, min(MEGABATCH, len(order) // (4 * batch_size)))  # of few samples, groups differ from epoch to epoch
         order = [place for start in range(0, len(order), span) for place in sorted(order[start : start + span], key=lambda i: -lengths[i])]

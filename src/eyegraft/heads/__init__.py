@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from eyegraft.types import Batch, Tokens
+from eyegraft.types import Batch, TokenLogits, Tokens
 
 
 class Head(Protocol):
@@ -38,3 +38,10 @@ class TextHead(Head, Protocol):
 
     def generate(self, tokens: Tokens, batch: Batch, *, max_new_tokens: int, num_beams: int = 1) -> list[str]:
         """One text a sample, after its prompt. Deterministic."""
+
+
+class LearningHead(TextHead, Protocol):
+    """What a head that writes text may offer besides."""
+
+    def learned(self, tokens: Tokens, batch: Batch) -> tuple[TokenLogits, Tensor]:
+        """As `__call__`, at the learned tokens alone: (logits, labels [M]). It is what training calls, and heeds `batch.packing`."""

@@ -32,8 +32,9 @@ from eyegraft.heads._language_model import (
     load,
     texts_of,
 )
+from eyegraft.heads._packing import Learned, Rows, pack
 from eyegraft.pretrained import blocks_of, stack_of
-from eyegraft.types import IGNORE, Batch, Tokens
+from eyegraft.types import IGNORE, Batch, TokenLogits, Tokens
 
 _SELF_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 """What transformers calls the self-attention of a decoder's layer."""
@@ -112,14 +113,24 @@ class _Sighted:
 
     cross: CrossAttention
 
-    def forward(self, *args: Any, image_keys_values: Tensor | None = None, image_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        *args: Any,
+        image_keys_values: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        image_rows: Rows | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Args:
         image_keys_values: [B, K, 2, H, N, D / H] of all cross-attentions; image_mask: [B, N] bool.
+        image_rows: where texts share rows; each looks at its own image all the same.
         """
         if image_keys_values is None or image_mask is None:
             raise _hands_nothing_down(self)
         hidden, *rest = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return self.cross(hidden, image_keys_values[:, self.cross.place], image_mask), *rest
+        apart = hidden if image_rows is None else image_rows.apart(hidden)
+        changed = self.cross(apart, image_keys_values[:, self.cross.place], image_mask)
+        return changed if image_rows is None else image_rows.packed(changed), *rest
 
 
 class _HandsDown:
@@ -151,6 +162,7 @@ class CrossAttentionLM(nn.Module):
         self.backbone: Any = backbone
         self.tokenizer = tokenizer
         self.context_length = context_length(backbone)
+        self._learned = Learned()
         self._crosses = crosses  # a tuple, for they belong to the backbone, under whatever adapters
 
     @property
@@ -168,6 +180,11 @@ class CrossAttentionLM(nn.Module):
         learned = (following != IGNORE).any(0).nonzero()[:, 0]  # logits are made only where some row has a label
         result = self.backbone(input_ids=ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=learned, **self._image(tokens))
         return result.logits, following[:, learned]
+
+    def learned(self, tokens: Tokens, batch: Batch) -> tuple[TokenLogits, Tensor]:
+        ids, mask, labels = self._text(batch, pad_left=False)
+        rows = pack(mask, batch.packing) if batch.packing else None
+        return self._learned(self.backbone, {"input_ids": ids}, mask, labels, rows=rows, image_rows=rows, **self._image(tokens))
 
     @torch.no_grad()
     def generate(self, tokens: Tokens, batch: Batch, *, max_new_tokens: int, num_beams: int = 1) -> list[str]:

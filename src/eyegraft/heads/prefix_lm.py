@@ -16,8 +16,9 @@ from eyegraft.heads._language_model import (
     load,
     texts_of,
 )
+from eyegraft.heads._packing import Learned, pack
 from eyegraft.pretrained import stack_of
-from eyegraft.types import IGNORE, Batch, Tokens
+from eyegraft.types import IGNORE, Batch, TokenLogits, Tokens
 
 
 class Config(LanguageModel):
@@ -30,6 +31,7 @@ class PrefixLM(nn.Module):
         self.backbone: Any = backbone
         self.tokenizer = tokenizer
         self.context_length = context_length(backbone)
+        self._learned = Learned()
 
     @property
     def blocks(self) -> list[list[nn.Parameter]]:
@@ -41,6 +43,11 @@ class PrefixLM(nn.Module):
         learned = (following != IGNORE).any(0).nonzero()[:, 0]  # logits are made only where some row has a label
         result = self.backbone(inputs_embeds=values, attention_mask=mask.long(), use_cache=False, logits_to_keep=learned)
         return result.logits, following[:, learned]
+
+    def learned(self, tokens: Tokens, batch: Batch) -> tuple[TokenLogits, Tensor]:
+        values, mask, labels = self._joined(tokens, batch, pad_left=False)
+        rows = pack(mask, batch.packing) if batch.packing else None
+        return self._learned(self.backbone, {"inputs_embeds": values}, mask, labels, rows=rows)
 
     @torch.no_grad()
     def generate(self, tokens: Tokens, batch: Batch, *, max_new_tokens: int, num_beams: int = 1) -> list[str]:

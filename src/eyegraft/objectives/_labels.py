@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from eyegraft.errors import DataError, PartError, TrainingError, shown
-from eyegraft.types import Output
+from eyegraft.types import Output, TokenLogits
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 Balanced = Literal["balanced"]
@@ -67,9 +67,10 @@ class ClassWeights(nn.Module):
 
 def known_logits(output: Output, objective: str) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [B, K] in float32, targets [B, K] with 0 where not known, and where they are known [B, K] bool."""
-    if output.logits.dim() != 2 or output.logits.shape != output.labels.shape:
+    if isinstance(output.logits, TokenLogits) or output.logits.dim() != 2 or output.logits.shape != output.labels.shape:
+        given = "of tokens" if isinstance(output.logits, TokenLogits) else str(tuple(output.logits.shape))
         raise PartError(
-            f"objective={objective}: logits {tuple(output.logits.shape)}, targets {tuple(output.labels.shape)}",
+            f"objective={objective}: logits {given}, targets {tuple(output.labels.shape)}",
             "one logit for each target, [B, K] of both",
             "give a label task a label head (head=classifier), or a text task objective=cross_entropy",
         )

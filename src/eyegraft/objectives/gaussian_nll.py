@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 from eyegraft.config import Strict
 from eyegraft.errors import PartError
-from eyegraft.types import Batch, Loss, Output
+from eyegraft.types import Batch, Loss, Output, TokenLogits
 
 LOG_VARIANCE_LIMIT = 10.0
 """Of standardised targets: standard deviations from 0.7 % to 150 times that of the training targets."""
@@ -25,9 +25,10 @@ class GaussianNLL(nn.Module):
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         targets, (rows, num_outputs) = output.labels, output.labels.shape
-        if output.logits.shape != (rows, 2 * num_outputs):
+        if isinstance(output.logits, TokenLogits) or output.logits.shape != (rows, 2 * num_outputs):
+            given = "of tokens" if isinstance(output.logits, TokenLogits) else str(tuple(output.logits.shape))
             raise PartError(
-                f"objective=gaussian_nll: logits {tuple(output.logits.shape)}, targets {tuple(targets.shape)}",
+                f"objective=gaussian_nll: logits {given}, targets {tuple(targets.shape)}",
                 "a mean and a log variance for each target, [B, 2 K] and [B, K]",
                 "set tasks.NAME.distribution=gaussian, or another objective",
             )

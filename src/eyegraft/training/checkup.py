@@ -75,7 +75,7 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
         tokenizer = tokenizer_of(model)
         yield from _labels(read, task.learned) if tokenizer is None else _texts(read, tokenizer, colour, num_samples)
         fabric = make_fabric(recipe, settings.precision)
-        step = fabric.setup(LossStep(model, objective))
+        step = fabric.setup(LossStep(model, objective, packing=settings.packing))
         yield from _dry_step(step, fabric, read, plan, settings, recipe.seed)
 
 
@@ -129,7 +129,8 @@ def marked(tokenizer: Any, text: Encoded, colour: bool = False) -> str:
 
 def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, settings: Settings, seed: int) -> Iterator[str]:
     """Forward and backward of the batch that takes the most memory, twice: once as the probe of the plan, once for time and memory."""
-    order = read.train.order(settings.batch_size, seed=seed, epoch=0, grouped=settings.group_by_length)
+    packed, grouped = settings.packing is not None, settings.group_by_length
+    order = read.train.order(settings.batch_size, seed=seed, epoch=0, grouped=grouped, packed=packed)
     first = list(dict.fromkeys([*map(int, order[0]), *with_each_modality(read.train)]))
     batch = next(load_batches(read.train, [first], pad_id=read.pad_id)).to(fabric.device)
     set_training_mode(step)

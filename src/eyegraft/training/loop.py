@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from eyegraft.training.checkpoints import save_checkpoint
 from eyegraft.training.schedule import rate_factor
 from eyegraft.training.trackers import MetricsFile, Row
 from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
-from eyegraft.types import Batch, Output, Sample
+from eyegraft.types import Batch, Output, Sample, TokenLogits
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +62,34 @@ class Sealed:
 
 
 class LossStep(nn.Module):
-    """Model and objective as one module, so that precision and data parallelism wrap both."""
+    """Model and objective as one module, so that precision and data parallelism wrap both.
 
-    def __init__(self, model: Graft, objective: nn.Module) -> None:
+    Args:
+        packing: see `Settings.packing`.
+
+    Raises:
+        RecipeError: nothing can be packed.
+    """
+
+    def __init__(self, model: Graft, objective: nn.Module, *, packing: int | None = None) -> None:
         super().__init__()
-        self.model, self.objective = model, cast(Any, objective)
+        if packing is not None and not hasattr(model.head, "learned"):
+            raise RecipeError(
+                f"train.packing={packing} with a {type(model.head).__name__}, which packs no texts",
+                "a head around a language model",
+                "set train.packing=null",
+            )
+        self.model, self.objective, self.packing = model, cast(Any, objective), packing
         self.reads: tuple[str, ...] = getattr(objective, "reads", ())
 
     def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
-        """(summed losses [B], counts [B], logits, notes); see `eyegraft.types.Loss`."""
-        batch = self.objective.prepare(sealed.batch) if hasattr(self.objective, "prepare") else sealed.batch
+        """(summed losses [B], counts [B], logits of labels, notes); see `eyegraft.types.Loss`."""
+        batch = replace(sealed.batch, packing=self.packing)
+        batch = self.objective.prepare(batch) if hasattr(self.objective, "prepare") else batch
         output = self._of_encoders(batch) if self.reads else self.model(batch)
         loss = self.objective(output, batch)
-        return loss.sums, loss.counts, output.logits.detach(), {name: values.detach() for name, values in loss.notes.items()}
+        logits = loss.sums.new_zeros(0) if isinstance(output.logits, TokenLogits) else output.logits.detach()  # nothing is read from them
+        return loss.sums, loss.counts, logits, {name: values.detach() for name, values in loss.notes.items()}
 
     def _of_encoders(self, batch: Batch) -> Output:
         """What an objective that reads tokens is given: nothing behind the encoders is computed."""
@@ -127,7 +142,8 @@ class StageTrainer:
         self.at = Position()
         self.higher_is_better = watched_direction(self.settings, stage, task, data.val_samples)
         self.step_module, self.optimizer = fabric.setup(
-            LossStep(model, objective), torch.optim.AdamW([{**group} for group in plan.groups], betas=self.settings.betas)
+            LossStep(model, objective, packing=self.settings.packing),
+            torch.optim.AdamW([{**group} for group in plan.groups], betas=self.settings.betas),
         )
         batches = math.ceil(len(data.train) / self.settings.batch_size)
         self.steps_per_epoch = math.ceil(batches / self.settings.gradient_accumulation)
@@ -162,7 +178,8 @@ class StageTrainer:
     def _epoch(self, advance: Any, clock: Callable[[], float]) -> None:
         set_training_mode(self.step_module)
         settings = self.settings
-        order = self.data.train.order(settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch, grouped=settings.group_by_length)
+        packed, grouped = settings.packing is not None, settings.group_by_length
+        order = self.data.train.order(settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch, grouped=grouped, packed=packed)
         seed = (self.recipe.seed, self.stage, self.at.epoch)
         loaded = load_batches(
             self.data.train, order, pad_id=self.data.pad_id, seed=seed, start=self.at.batch, num_workers=self.data.num_workers
