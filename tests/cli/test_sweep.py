@@ -185,6 +185,12 @@ def test_bad_search_is_refused_before_the_first_trial(words: list[str], said: st
     assert list(tmp_path.iterdir()) == []
 
 
+def test_patches_are_searched_on_too(tmp_path: Path) -> None:
+    words = ("sweep", "recipe=ta_small", "trials=2", "train.learning_rate=1e-5..1e-3", "data.base_dir=nowhere")
+    refused(tiny_run(*words, cwd=tmp_path), 3, "nowhere", "no such folder")  # they have a split to choose by
+    refused(tiny_run(*words, "~data.satellite.patches.val", cwd=tmp_path), 2, "a split called val", "set data.satellite.patches.val")
+
+
 def test_words_of_a_search() -> None:
     overrides, space, num_trials = read_words(
         [

@@ -69,7 +69,7 @@ def test_a_channel_without_spread_is_named(tmp_path: Path, flat: float) -> None:
 def test_statistics_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "statistics.json"
     one = {"mean": 280.0, "std": 12.0}
-    with pytest.raises(DataError, match=r"is not there(.|\n)*step=build_patches"):
+    with pytest.raises(DataError, match=r"is not there(.|\n)*`eyegraft prepare` does"):
         read_statistics(path, NAMES)
     write_statistics(path, {"inputs": {"B11": one, "ir": one}, "target": one}, train_store="0" * 64, source="patches/train")
     with pytest.raises(DataError, match="other channels: none for dem; some for B11, which the patches lack"):

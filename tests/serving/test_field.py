@@ -292,6 +292,11 @@ def test_a_scene_without_a_band(run: Path, base: Path, tmp_path: Path) -> None:
         map_scene(run, choose_scene(tmp_path), box=BOX)
 
 
+def test_a_field_without_any_value_is_refused(run: Path, base: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)no pixel of the scene of .* UTC can be answered: [\d,]+ bad quality bits.*another --box"):
+        map_scene(run, choose_scene(base / "scenes", TEST), box=(118, 119, 42, 43))  # nothing was written there
+
+
 def test_a_box_that_is_not_on_the_grid(run: Path, base: Path) -> None:
     with pytest.raises(DataError, match="box"):
         map_scene(run, choose_scene(base / "scenes", TEST), box=(10, 12, 50, 52))

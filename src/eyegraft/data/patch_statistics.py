@@ -23,7 +23,7 @@ FORMAT: Literal[1] = 1
 UNSCALED: Final = ("lsmask",)
 """Channels that are fed to models as they are."""
 
-_FIT = "fit them on these patches: eyegraft prepare step=build_patches does"
+_FIT = "fit them on these patches: `eyegraft prepare` does, with the same arguments"
 
 
 class Moments(TypedDict):

@@ -288,7 +288,8 @@ class PatchStore:
             try:
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise DataError(f"{path}: {error}", "a field of a whole store", "prepare the data again: whole shards are kept") from error
+                what = error.strerror or str(error) if isinstance(error, OSError) else f"cut short or damaged ({error})"
+                raise DataError(f"{path}: {what}", "a field of a whole store", "prepare the data again: whole shards are kept") from error
             expected = (shard.rows, *field.shape)
             if mapped.shape != expected or mapped.dtype != field.on_disk:
                 given = f"{path}: {mapped.dtype} {list(mapped.shape)}"

@@ -96,6 +96,16 @@ def map_scene(
     side = spec.size[0] if spec is not None else 1
     started = time.monotonic()
     look = _look(opened, files, patches, side, box, stride)
+    if not (look.quality == 0).any():
+        reasons = np.bincount(look.quality.ravel(), minlength=len(REASONS)).tolist()
+        said = ", ".join(f"{count:,} {reason}" for reason, count in zip(REASONS, reasons, strict=True) if count)
+        fix = "another scene, or another --box; `eyegraft check` shows how much of a scene is usable"
+        raise DataError(
+            f"no pixel of the scene of {files.time:%Y-%m-%d %H:%M} UTC can be answered: {said}", "pixels that were measured", fix
+        )
+    trained = (patches.get("grid") or {}).get("area", files.area)
+    if trained != files.area:
+        log.warning("the scene is of the grid %s, the run learned from %s: patches show another size of ground", files.area, trained)
     height, width = look.grid.shape
     log.info("%s UTC: %d x %d pixels read in %.1f s", f"{files.time:%Y-%m-%d %H:%M}", height, width, time.monotonic() - started)
     started = time.monotonic()

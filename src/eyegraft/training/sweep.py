@@ -232,10 +232,12 @@ def _open(compose: Callable[[Parameters], Recipe], space: Space, read: Hashes) -
     """The search of this space, recipe and data. Every fault comes out here, before the first trial."""
     recipes = [compose(parameters) for parameters in _examples(space)]  # all of them: any may hold the fault
     recipe = recipes[0]
-    splits = recipe.data.tables or (recipe.data.split.fractions if recipe.data.split else {})
+    data = recipe.data
+    place, splits = ("split.fractions", dict[str, Any](data.split.fractions)) if data.split else ("tables", dict[str, Any](data.tables))
+    if data.satellite is not None:
+        place, splits = "satellite.patches", dict(data.satellite.patches)
     if "val" not in splits:
-        given = f"the data have splits {', '.join(splits)}"
-        raise RecipeError(given, "a split called val to choose by", "set data.tables.val or data.split.fractions.val")
+        raise RecipeError(f"the data have splits {', '.join(splits)}", "a split called val to choose by", f"set data.{place}.val")
     asked = [recipe.fingerprint, {key: [type(part).__name__, asdict(part)] for key, part in space.items()}, _data_sha256(recipe, read)]
     name = f"sweep-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]}"
     folder = Path(recipe.run_root).expanduser() / recipe.experiment_name / name
@@ -257,7 +259,7 @@ def _attempt(opened: Search, trial: Trial, recipe: Recipe, read: Hashes, debug: 
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         best = facts["stages"][recipe.stage_names[-1]]["best"]
         if best["value"] is None:
-            raise RunError(f"{folder} has no validation value", "rows in the validation split", "check data.tables.val")
+            raise RunError(f"{folder} has no validation value", "rows in the validation split", "check the split val of `data`")
         trial.state, trial.run, trial.value = "finished", str(folder), best["value"]
         opened.higher_is_better = best["higher_is_better"]
     except Exception as error:  # one trial that cannot train says nothing of the others
