@@ -15,6 +15,7 @@ _EXTRAS = {
     "sweep": ("optuna",),
     "ocr": ("rapidocr",),
     "quantize": ("bitsandbytes",),
+    "satellite": ("dask", "h5netcdf", "pyorbital", "pyproj", "sklearn", "scipy", "xarray", "zarr"),
 }
 
 
