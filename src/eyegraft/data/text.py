@@ -201,8 +201,7 @@ def _too_long(given: str, max_tokens: int) -> DataError:
 
 def _question(tokenizer: Any, question: str, limit: int, overflow: Overflow) -> str:
     """The question, or its first words where it is longer than the limit."""
-    ids = _ids(tokenizer, question)
-    if len(ids) <= limit:
+    if len(question.encode("utf-8", "surrogatepass")) < limit or len(ids := _ids(tokenizer, question)) <= limit:  # no token without a byte
         return question
     if overflow == "error":
         fix = "raise tasks.NAME.max_question_tokens, or set tasks.NAME.overflow=truncate"
@@ -286,7 +285,8 @@ def _plain(tokenizer: Any, question: str, wording: Wording, *, first: bool) -> s
 
 def _chat_segments(tokenizer: Any, turns: Turns) -> Segments:
     messages, end, special = _messages(turns), tokenizer.eos_token_id, set(tokenizer.all_special_ids)
-    ids = [_ids(tokenizer, _chat(tokenizer, messages[: place + 1], ask=place % 2 == 0)) for place in range(len(messages))]
+    texts = [_chat(tokenizer, messages[: place + 1], ask=place % 2 == 0) for place in range(len(messages))]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     whole, segments, done = ids[-1], Segments(), 0
     for asked, closed in zip(ids[::2], ids[1::2], strict=True):
         if len(asked) < done or whole[: len(asked)] != asked or closed[: len(asked)] != asked:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eyegraft.errors import DataError
-from eyegraft.types import IGNORE, Batch, Tokens
+from eyegraft.types import IGNORE, Batch, TokenLogits, Tokens
 
 SCORING = "mean log-likelihood of the tokens of a choice and of the one that ends it, after the prompt"
 MAX_ROWS = 64
@@ -39,8 +39,8 @@ def mean_log_likelihoods(head: Any, tokens: Tokens, batch: Batch, endings: Seque
         asked = replace(batch, input_ids=input_ids, text_mask=mask, labels=labels, samples=[batch.samples[row] for row, _ in some])
         _stop_beyond_context(head, tokens, asked)
         logits, labels = head(replace(tokens, values=tokens.values[places], mask=tokens.mask[places], weights=None), asked)
-        losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")  # [R, T']
-        values += (-losses.sum(1) / (labels != IGNORE).sum(1)).tolist()
+        lengths = torch.tensor([len(ending) for _, ending in some], device=labels.device)
+        values += (-_losses(logits, labels, len(some)) / lengths).tolist()
     found = iter(values)
     return [[next(found) for _ in group] for group in endings]
 
@@ -56,6 +56,14 @@ def _texts(prompts: Sequence[list[int]], endings: Sequence[Sequence[int]], like:
         labels[row, start:stop] = input_ids[row, start:stop]
         mask[row, :stop] = True
     return input_ids, mask, labels
+
+
+def _losses(logits: Tensor | TokenLogits, labels: Tensor, count: int) -> Tensor:
+    """[R], the summed cross-entropy of each row's labels in float32."""
+    if isinstance(logits, TokenLogits):
+        losses = F.cross_entropy(logits.all().float(), labels, reduction="none")  # [M]
+        return losses.new_zeros(count).index_add(0, logits.rows, losses)
+    return F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1)
 
 
 def _stop_beyond_context(head: Any, tokens: Tokens, asked: Batch) -> None:
