@@ -52,9 +52,7 @@ class PatchCNN(nn.Module):
         self.tells_missing = spec.sensor.missing == "mask"
         channels = self.num_bands + len(spec.extra_channels) + int(self.tells_missing)
         left_over = -spec.size[0] % _STRIDE  # an incomplete last cell is padded: no pixel is left out
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU()
-        )
+        self.layers = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU())
         self.cells = nn.Sequential(nn.ZeroPad2d((0, left_over, 0, left_over)), nn.Conv2d(width, width, _STRIDE, stride=_STRIDE))
         cells = (-(-spec.size[0] // _STRIDE), -(-spec.size[1] // _STRIDE))
         self.whole = nn.Sequential(nn.GELU(), nn.Conv2d(width, width, cells))
