@@ -13,6 +13,7 @@ categories a number outside the range; which rows are left out, and why, is coun
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import mmap
 import os
@@ -144,8 +145,11 @@ class PatchStore:
 
     @cached_property
     def identity(self) -> str:
-        """64 hexadecimal digits that change with every bit of the data and its schema."""
-        return file_sha256(self.path / "manifest.json")
+        """64 hexadecimal digits that change with every bit of the data and its schema, and with nothing else: made again from the same
+        sources, a store is the same."""
+        held = [[shard.rows, shard.sha256] for shard in self._shards]
+        text = json.dumps([self.schema.model_dump(mode="json"), held], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, rows: Rows, fields: Sequence[str] | None = None) -> Columns:
         """Records at rows [B], in any order and with any repeats: each field as a new array [B, …]. Ascending rows are read fastest.
