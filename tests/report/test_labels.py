@@ -88,7 +88,7 @@ def test_says_what_was_found(run_dir: Path, html: str) -> None:
     best = entry["details"]["chosen_on_validation"]["f1"]
     for expected in (
         f"AUROC · 120 samples {entry['systems']['model']['auroc']['value']:.3f} 95 % interval",
-        f"It uses the text: better than without: difference +{lead['value']:.3f}, from +{lead['low']:.3f} to +{lead['high']:.3f}.",
+        f"It uses the text: better than without: lead +{lead['value']:.3f}, from +{lead['low']:.3f} to +{lead['high']:.3f}.",
         "AUROC ↑ PR AUC ↑ accuracy ↑",
         "F1 ↑ Brier ↓ ECE ↓ log loss ↓",
         "Without texts texts absent; an empty text counts as absent ▲ The texts help.",

@@ -70,7 +70,7 @@ def test_says_what_was_found(page: Page) -> None:
     for expected in (
         "Name the drawing",
         "0.604 95 % interval 0.584 to 0.624",
-        "Better than the best baseline, nearest neighbour (0.521, 0.501 to 0.541): difference +0.083, from +0.023 to +0.143.",
+        "Better than the best baseline, nearest neighbour (0.521, 0.501 to 0.541): lead +0.083, from +0.023 to +0.143.",
         "It uses the picture",
         "held out as unseen pictures of known concepts",
         "The model beats nearest-neighbour retrieval",
@@ -235,7 +235,7 @@ def test_other_tasks_bring_their_own_metrics(tmp_path: Path) -> None:
     (tmp_path / "evaluation" / "test.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     text = " ".join(read(tmp_path).text.split())
     assert "RMSE (K), lower is better" in text
-    assert "Better than the best baseline, climatology (4.400, 4.200 to 4.600): difference −2.300" in text
+    assert "Better than the best baseline, climatology (4.400, 4.200 to 4.600): lead +2.300" in text
     assert text.index("272.5") < text.index("271.5") < text.index("270.5")
     assert "✓" not in text
 

@@ -277,14 +277,14 @@ def _verdicts(info: Mapping[str, Any], table: Mapping[str, Mapping[str, Figure]]
 
 
 def _verdict(difference: Figure, higher: bool, better: str, worse: str, unclear: str) -> Verdict:
-    """A lead counts when its whole interval lies on one side of zero."""
-    amount = f"difference {words.number(difference.value, signed=True)}"
+    """A lead counts when its whole interval lies on one side of zero. Above zero it speaks for the model, as in the sentences below it."""
+    lead = (difference.value or 0.0) * (1 if higher else -1)
+    amount = f"lead {words.number(lead, signed=True)}"
     if difference.low is None or difference.high is None:
-        lead = (difference.value or 0.0) * (1 if higher else -1)
         text = better if lead > 0 else worse if lead < 0 else unclear
         return Verdict("bad" if lead < 0 else "unclear", f"{text}: {amount}, interval unknown.")
     low, high = (difference.low, difference.high) if higher else (-difference.high, -difference.low)
-    ends = f"{amount}, from {words.number(difference.low, signed=True)} to {words.number(difference.high, signed=True)}."
+    ends = f"{amount}, from {words.number(low, signed=True)} to {words.number(high, signed=True)}."
     if low > 0:
         return Verdict("good", f"{better}: {ends}")
     return Verdict("bad", f"{worse}: {ends}") if high < 0 else Verdict("unclear", f"{unclear}: {ends}")
