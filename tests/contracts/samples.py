@@ -73,6 +73,7 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     "connectors": {
         "attention": {"one": lambda folders: {"num_heads": 4}, "three": lambda folders: {"num_queries": 3, "num_heads": 2}},
         "cls": {"plain": lambda folders: {}},
+        "linear": {"plain": lambda folders: {}},
         "mean": {"plain": lambda folders: {}},
         "mlp": {"plain": lambda folders: {}, "hidden": lambda folders: {"hidden_dim": 7}},
         "prefix": {"plain": lambda folders: {"num_tokens": 3}, "hidden": lambda folders: {"hidden_dim": 5, "dropout": 0.1}},

@@ -8,7 +8,8 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +78,16 @@ class Refused(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason, self.detail = reason, detail
         super().__init__(reason)
+
+
+@contextmanager
+def options_of(task: str) -> Iterator[None]:
+    """Errors within name the options `prepare.X` as `prepare.TASK.X`."""
+    try:
+        yield
+    except DataError as error:
+        given, expected, fix = (text.replace("prepare.", f"prepare.{task}.") for text in (error.given, error.expected, error.fix))
+        raise DataError(given, expected, fix) from error
 
 
 def parsed(text: str, name: str) -> Any:
@@ -254,11 +265,11 @@ class Gathering:
         """What is no fault and yet no row: listed and counted, without being held against `max_bad_fraction`."""
         self.aside.append({"source": source, "row": number, "id": name, "image": image, "reason": why.reason, "detail": why.detail})
 
-    def finish(self) -> dict[str, Any]:
-        """Cut, write one table a split and the list of what was left out; gives the facts for the manifest.
+    def tables(self) -> dict[str, list[Row]]:
+        """Split -> its rows, the splits of all sources together.
 
         Raises:
-            DataError: too many rows cannot be used, or a table of somebody else lies in the place of ours.
+            DataError: too many rows cannot be used, or there are fewer pictures than splits.
         """
         self._stop_if_too_bad()
         name_groups(self.rows)
@@ -268,25 +279,54 @@ class Gathering:
             where = cut({row.group for row in rows}, self.config.splits[source], self.config.seed, source)
             for row in rows:
                 tables[where[row.group]].append(row)
-        number_ids(self.rows)
-        tables = {split: rows for split, rows in tables.items() if rows}
+        return {split: rows for split, rows in tables.items() if rows}
+
+    def finish(self) -> dict[str, Any]:
+        """Cut, write one table a split and the list of what was left out; gives the facts for the manifest.
+
+        Raises:
+            DataError: too many rows cannot be used, or a table of somebody else lies in the place of ours.
+        """
+        return {**self._written([self], self.tables()), "read": self._read, "licence": self.config.licence}
+
+    def finish_with(self, task: str, others: Mapping[str, Gathering]) -> dict[str, Any]:
+        """The same of several gatherings in one folder, those of `others` by the names of their tasks. A column `task` says whose a row is.
+
+        Raises:
+            DataError: as `finish`.
+        """
+        gathered = {task: self, **others}
+        columns = dict.fromkeys(name for found in gathered.values() for row in found.rows for name in row.values)
+        together: dict[str, list[Row]] = {}
+        for name, found in gathered.items():
+            for row in found.rows:
+                row.values = {"task": name, **columns, **row.values}
+            for item in (*found.bad, *found.aside):
+                item["task"] = name
+            with options_of(name):
+                for split, rows in found.tables().items():
+                    together.setdefault(split, []).extend(rows)
+        licences = "; ".join(dict.fromkeys(found.config.licence for found in gathered.values() if found.config.licence))
+        read = {name: found._read for name, found in gathered.items()}
+        return {**self._written(list(gathered.values()), together), "read": read, "licence": licences}
+
+    def _written(self, gathered: Sequence[Gathering], tables: Mapping[str, list[Row]]) -> dict[str, Any]:
+        number_ids([row for found in gathered for row in found.rows])
+        left_out = [row for found in gathered for row in found.bad + found.aside]
         contents = {f"{split}.jsonl": "".join(map(_line, rows)).encode() for split, rows in tables.items()}
-        contents[QUARANTINE] = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in self.bad + self.aside).encode(
-            "utf-8", "backslashreplace"
-        )
+        contents[QUARANTINE] = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in left_out).encode("utf-8", "backslashreplace")
         self._clear(contents)
         for name, content in contents.items():
             write_atomically(self.target / name, content)
+        sizes = {image: size for found in gathered for image, size in found._sizes.items()}
         counts: dict[str, dict[str, int]] = {}
         for split, rows in tables.items():
             images = {row.image for row in rows if row.image}
-            counts[split] = {"count": len(images), "bytes": sum(self._sizes[image] for image in images)}
+            counts[split] = {"count": len(images), "bytes": sum(sizes[image] for image in images)}
         return {
             "rows": {split: len(rows) for split, rows in tables.items()},
             "pictures": counts,
-            "left_out": dict(Counter(row["reason"] for row in self.bad + self.aside).most_common()),
-            "read": self._read,
-            "licence": self.config.licence,
+            "left_out": dict(Counter(row["reason"] for row in left_out).most_common()),
             "outputs": sorted(contents),
         }
 

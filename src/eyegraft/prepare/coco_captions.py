@@ -52,6 +52,11 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
     Raises:
         DataError: annotations are missing, broken or of another kind; too many rows cannot be used.
     """
+    return gather(config, target).finish()
+
+
+def gather(config: Config, target: Path) -> Gathering:
+    """The rows, before they are cut and written."""
     found = Gathering(config, target)
     for source, place in config.places.items():
         if is_shards(place):
@@ -60,7 +65,7 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
             _from_official(found, source, place, official)
         else:
             _from_table(found, source, place, config.columns)
-    return found.finish()
+    return found
 
 
 # ── official files ───────────────────────────────────────────────────────────────────────────────────────────────────────────────

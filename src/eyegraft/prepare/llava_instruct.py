@@ -57,13 +57,18 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, broken or of another kind; too many rows cannot be used.
     """
+    return gather(config, target).finish()
+
+
+def gather(config: Config, target: Path) -> Gathering:
+    """The rows, before they are cut and written."""
     found = Gathering(config, target)
     for source, place in config.places.items():
         if is_shards(place):
             _from_shards(found, source, place, config)
         else:
             _from_table(found, source, place, config)
-    return found.finish()
+    return found
 
 
 def _from_table(found: Gathering, source: str, place: str, config: Config) -> None:

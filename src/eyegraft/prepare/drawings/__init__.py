@@ -30,6 +30,21 @@ class Config(Strict):
 
 def prepare(config: Config, target: Path) -> dict[str, Any]:
     """Write `train|val|test|test_unseen.jsonl` and the images into `target`."""
+    splits = pairs_of(config)
+    for split, pairs in splits.items():
+        rows = [put(style, row, target) for style, row in track(pairs, f"preparing {split}")]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomically(target / f"{split}.jsonl", text, durable=False)
+    put_licences(target)
+    return {"rows": {split: len(pairs) for split, pairs in splits.items()}, "left_out": {}}
+
+
+def pairs_of(config: Config) -> dict[str, list[tuple[str, dict[str, str]]]]:
+    """Split -> (style, concept) of its drawings.
+
+    Raises:
+        RecipeError: a style that is not there.
+    """
     available = sorted(path.name for path in (HERE / "images").iterdir())
     for style in (*config.train_styles, config.val_style, config.test_style):
         if style not in available:
@@ -41,22 +56,21 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
     }
     known = [row for row in concepts if row["codepoint"] not in unseen]
     new = [row for row in concepts if row["codepoint"] in unseen]
-    splits = {
+    return {
         "train": [(style, row) for style in config.train_styles for row in known],
         "val": [(config.val_style, row) for row in known],
         "test": [(config.test_style, row) for row in known],
         "test_unseen": [(config.test_style, row) for row in new],
     }
-    for split, pairs in splits.items():
-        rows = [_row(style, row, target) for style, row in track(pairs, f"preparing {split}")]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomically(target / f"{split}.jsonl", text, durable=False)
+
+
+def put_licences(target: Path) -> None:
     for licence in (HERE / "LICENSES").iterdir():
         copy_whole(licence, target / "LICENSES" / licence.name)
-    return {"rows": {split: len(pairs) for split, pairs in splits.items()}, "left_out": {}}
 
 
-def _row(style: str, concept: dict[str, str], target: Path) -> dict[str, str]:
+def put(style: str, concept: dict[str, str], target: Path) -> dict[str, str]:
+    """Copy a drawing into `target` and give its row."""
     image = Path("images") / style / f"{concept['codepoint']}.webp"
     copy_whole(HERE / image, target / image)
     return {
