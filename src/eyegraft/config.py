@@ -285,7 +285,8 @@ class Settings(Strict):
         gradient_accumulation: forwards in one optimiser step; the loss is averaged over all their tokens.
         group_by_length: texts of about the same length share a batch, so that little of it is padding.
         packing: texts of a batch share rows of at most so many tokens, image tokens included where they stand in the text, and none sees
-            another; batches are then random, for there is hardly any padding to save. On a CPU 512 or less is fastest.
+            another. There is no padding, so batches are random; the rows of a batch go through one after another, so this and not
+            `batch_size` is what fills the memory. On a CPU 512 or less is fastest.
         learning_rate, weight_decay, betas: of AdamW (Loshchilov & Hutter 2019); vectors and norms do not decay.
         max_steps: optimiser steps at most, whatever `epochs` says.
         scheduler_type: how the rate falls after the warmup; warmup_ratio: share of the steps over which it rises from 0.

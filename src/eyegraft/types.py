@@ -193,7 +193,7 @@ class Batch:
         samples: the rows that the tensors came from, in order.
         targets: [B, K] float32, the classes or numbers of label tasks, NaN where unknown. K = 0 without.
         present: modality -> [B] bool, False where the sample lacks it; a modality not named is there in every row.
-        packing: where texts may share rows of the language model, how many tokens a row may have.
+        packed: whether all texts share one row of the language model, where none sees another.
     """
 
     inputs: Mapping[str, Inputs]
@@ -203,7 +203,7 @@ class Batch:
     samples: Sequence[Sample]
     targets: Tensor
     present: Mapping[str, Tensor] = field(default_factory=dict)
-    packing: int | None = None
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -213,6 +213,14 @@ class Batch:
             name: moved_to(getattr(self, name), device) for name in ("inputs", "present", "input_ids", "text_mask", "labels", "targets")
         }
         return replace(self, **moved)
+
+    def take(self, places: Sequence[int]) -> Batch:
+        """The samples at these places alone."""
+        tensors = {
+            name: taken_from(getattr(self, name), list(places))
+            for name in ("inputs", "present", "input_ids", "text_mask", "labels", "targets")
+        }
+        return replace(self, samples=[self.samples[place] for place in places], **tensors)
 
     def with_input(self, modality: str, values: Inputs) -> Batch:
         """The same samples with another input (blank, shuffled, occluded)."""
@@ -231,6 +239,16 @@ def moved_to(value: Any, device: Any) -> Any:
     if isinstance(value, Tokens):
         return replace(value, values=moved_to(value.values, device), mask=moved_to(value.mask, device))
     return value.to(device, non_blocking=True)
+
+
+def taken_from(value: Any, places: list[int]) -> Any:
+    """These rows of tensors, mappings of them and `Tokens`."""
+    if isinstance(value, Mapping):
+        return {name: taken_from(item, places) for name, item in value.items()}
+    if isinstance(value, Tokens):
+        weights = taken_from(value.weights, places) if value.weights is not None else None
+        return replace(value, values=value.values[places], mask=value.mask[places], weights=weights)
+    return value[places]
 
 
 @dataclass(frozen=True)

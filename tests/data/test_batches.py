@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from PIL import Image
 import tiny
 from eyegraft.config import Augmentation
 from eyegraft.data.augment import augment
-from eyegraft.data.batches import Examples, batch_order, derived_seed, load_batches
+from eyegraft.data.batches import Examples, batch_order, derived_seed, load_batches, packed, rows_of
 from eyegraft.data.images import check_image, open_image, to_pixels
 from eyegraft.data.inputs import reader
 from eyegraft.data.text import Encoded
 from eyegraft.errors import DataError
-from eyegraft.types import IGNORE, Batch, ImageSpec, Sample
+from eyegraft.types import IGNORE, Batch, ImageSpec, Sample, Tokens
 
 SPEC = ImageSpec(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), fit="squash")
 STRONG = Augmentation(rotation_degrees=20, translation=0.2, brightness=0.3, hue=0.2, flip=0.5)
@@ -86,13 +87,6 @@ def test_the_order_is_the_same_on_every_machine() -> None:
     assert derived_seed("a", 1) == 2057769193037142695
 
 
-def test_packed_the_batch_with_the_most_tokens_comes_first() -> None:
-    sizes = [30] * 20 + [1] * 20
-    sizes[3] = 31
-    order = batch_order(sizes, 4, seed=0, epoch=0, packed=True)
-    assert sum(sizes[place] for place in order[0]) == max(sum(sizes[place] for place in batch) for batch in order)
-
-
 # ── by length ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -132,6 +126,42 @@ def test_derived_seeds(parts: list[Any]) -> None:
     assert derived_seed(*parts) == derived_seed(*parts)
     assert derived_seed(*parts) != derived_seed(*parts, 0)
     torch.Generator().manual_seed(derived_seed(*parts))
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=20), st.integers(1, 100))
+def test_every_text_has_a_place_in_a_row(sizes: list[int], limit: int) -> None:
+    rows = rows_of(sizes, limit)
+    assert sorted(place for row in rows for place in row) == list(range(len(sizes)))
+    assert all(len(row) == 1 or sum(sizes[place] for place in row) <= limit for row in rows)
+
+
+def test_rows_are_few_and_about_equally_long() -> None:
+    sizes = [400, 30, 25, 60, 80, 20, 33, 200]
+    assert sorted(sum(sizes[place] for place in row) for row in rows_of(sizes, 512)) == [423, 425]
+    assert rows_of([300, 300, 300], 512) == [[0], [1], [2]]
+    assert rows_of([900, 300, 300], 512) == [[0], [1], [2]], "a longer one has a row to itself"
+    assert rows_of([900, 5, 5], 512) == [[0], [1, 2]]
+
+
+def test_parts_of_a_batch_hold_all_that_belongs_to_their_samples(samples: list[Sample]) -> None:
+    batch = examples(samples).batch(range(9), [None] * 9, 0)
+    batch = replace(batch, inputs={**batch.inputs, "seen": Tokens(torch.arange(9.0).view(9, 1, 1), torch.ones(9, 1, dtype=torch.bool))})
+    parts = packed(batch, 20, image_tokens=4)
+    assert all(part.packed for part in parts)
+    assert not batch.packed
+    assert all(int(part.text_mask.sum()) + 4 * len(part) <= 20 for part in parts)
+    assert sorted(sample.id for part in parts for sample in part.samples) == sorted(sample.id for sample in samples)
+    for part in parts:
+        for row, sample in enumerate(part.samples):
+            place = samples.index(sample)
+            assert torch.equal(part.inputs["image"][row], batch.inputs["image"][place])
+            assert part.inputs["seen"].values[row] == place
+            assert torch.equal(part.labels[row], batch.labels[place])
+            assert torch.equal(part.input_ids[row], batch.input_ids[place])
+            assert part.present["image"][row] == batch.present["image"][place]
 
 
 # ── pictures ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

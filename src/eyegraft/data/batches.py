@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,23 +32,19 @@ MEGABATCH = 50
 """Batches that are sorted by length together: the more, the less padding, and the less random their company."""
 
 
-def batch_order(
-    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, grouped: bool = False, packed: bool = False
-) -> list[list[int]]:
+def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, grouped: bool = False) -> list[list[int]]:
     """The shuffled batches of one epoch, each a list of positions. One of them may be smaller.
 
-    In the first epoch the batch that takes the most memory comes first, so that memory runs out at once or never: the one with the
-    longest sample or, packed, with the most tokens.
+    In the first epoch the batch with the longest sample comes first, so that memory runs out at once or never.
 
     Args:
         grouped: samples of about the same length share a batch: shuffled samples are sorted within some `MEGABATCH` batches, and the
             batches shuffled. Of equal lengths nothing is grouped.
-        packed: whether a batch will be packed into rows without padding. Nothing is grouped then.
     """
     order = list(range(len(lengths)))
     drawing = random.Random(derived_seed("order", seed, epoch))
     drawing.shuffle(order)
-    grouped = grouped and not packed and len(set(lengths)) > 1
+    grouped = grouped and len(set(lengths)) > 1
     if grouped:
         span = batch_size * max(1, min(MEGABATCH, len(order) // (4 * batch_size)))  # of few samples, groups differ from epoch to epoch
         order = [place for start in range(0, len(order), span) for place in sorted(order[start : start + span], key=lambda i: -lengths[i])]
@@ -54,15 +52,43 @@ def batch_order(
     if grouped:
         drawing.shuffle(batches)
     if epoch == 0 and len(batches) > 1:
-        size = sum if packed else max
-        heaviest = max(range(len(batches)), key=lambda n: (len(batches[n]) == batch_size, size(lengths[i] for i in batches[n])))
-        batches[0], batches[heaviest] = batches[heaviest], batches[0]
+        longest = max(range(len(batches)), key=lambda n: (len(batches[n]) == batch_size, max(lengths[i] for i in batches[n])))
+        batches[0], batches[longest] = batches[longest], batches[0]
     return batches
 
 
 def batches_in_order(count: int, batch_size: int) -> list[list[int]]:
     """Positions 0 to count - 1 in batches, as validation and evaluation read them."""
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+
+
+def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """As few rows of at most `limit` tokens as texts of these lengths fit in; a longer text has a row to itself.
+
+    Each text, the longest first, goes to the row with the fewest tokens: rows come out about equally long, where first fit would fill all
+    but the last.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    for count in range(max(1, math.ceil(sum(lengths) / limit)), len(lengths)):
+        rows: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for place in order:
+            emptiest = filled.index(min(filled))
+            rows[emptiest].append(place)
+            filled[emptiest] += lengths[place]
+        if all(size <= limit or len(row) == 1 for row, size in zip(rows, filled, strict=True)):
+            return rows
+    return [[place] for place in order]
+
+
+def packed(batch: Batch, limit: int, *, image_tokens: int) -> list[Batch]:
+    """A batch in parts, the texts of each of which share a row of at most `limit` tokens; together they cost what the batch does.
+
+    Args:
+        image_tokens: that stand before each text in its row.
+    """
+    lengths = (batch.text_mask.sum(1) + image_tokens).tolist()
+    return [replace(batch.take(row), packed=True) for row in rows_of(lengths, limit)]
 
 
 def taken(rows: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
@@ -84,12 +110,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def order(self, batch_size: int, *, seed: int, epoch: int, grouped: bool = False, packed: bool = False) -> Sequence[Any]:
+    def order(self, batch_size: int, *, seed: int, epoch: int, grouped: bool = False) -> Sequence[Any]:
         """The shuffled batches of one epoch, each a list of positions: see `batch_order`, and of rows of patch stores `PatchRows.order`."""
         if isinstance(self.samples, PatchRows):
             return self.samples.order(batch_size, seed=seed, epoch=epoch)
         lengths = [len(text.input_ids) for text in self.encoded]
-        return batch_order(lengths, batch_size, seed=seed, epoch=epoch, grouped=grouped, packed=packed)
+        return batch_order(lengths, batch_size, seed=seed, epoch=epoch, grouped=grouped)
 
     def batch(self, positions: Sequence[int], seeds: Sequence[int | None], pad_id: int) -> Batch:
         """The samples at these positions, texts right-padded.

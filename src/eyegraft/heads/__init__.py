@@ -44,4 +44,4 @@ class LearningHead(TextHead, Protocol):
     """What a head that writes text may offer besides."""
 
     def learned(self, tokens: Tokens, batch: Batch) -> tuple[TokenLogits, Tensor]:
-        """As `__call__`, at the learned tokens alone: (logits, labels [M]). It is what training calls, and heeds `batch.packing`."""
+        """As `__call__`, at the learned tokens alone: (logits, labels [M]). It is what training calls, and heeds `batch.packed`."""

@@ -1,8 +1,7 @@
-"""What a language model makes of texts where they are learned: hidden states at labels alone, of texts apart or several to a row."""
+"""What a language model makes of texts where they are learned: hidden states at labels alone, of texts apart or all in one row."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,65 +15,38 @@ from eyegraft.types import IGNORE, TokenLogits
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Where the tokens of B texts of at most T tokens stand in R rows of at most L.
+class Row:
+    """Where the tokens of B texts of at most T tokens stand in one row of L.
 
     Attributes:
-        places: [B, T] int64, the place of each token in the rows, one after another; anything for padding.
-        sources: [R, L] int64, the place of each token in the texts, one after another; anything for padding.
-        positions: [R, L] int64, of each token in its own text: a text starts wherever they do not go up by one. 0 for padding.
+        places: [B, T] int64, the place of each token in the row; anything for padding.
+        real: [B, T] bool, True where a token is real; the row has these alone, text by text.
+        positions: [1, L] int64, of each token in its own text: a text starts wherever they do not go up by one.
     """
 
     places: Tensor
-    sources: Tensor
+    real: Tensor
     positions: Tensor
 
     def packed(self, values: Tensor) -> Tensor:
-        """[B, T, …] -> [R, L, …]."""
-        return values.flatten(0, 1)[self.sources]
+        """[B, T, …] -> [1, L, …]."""
+        return values[self.real].unsqueeze(0)
 
     def apart(self, values: Tensor) -> Tensor:
-        """[R, L, …] -> [B, T, …]."""
-        return values.flatten(0, 1)[self.places]
+        """[1, L, …] -> [B, T, …]."""
+        return values[0][self.places]
 
 
-def pack(mask: Tensor, limit: int) -> Rows:
-    """Put texts into as few rows of at most `limit` tokens as they fit in; a longer one has a row to itself.
-
-    Each text, the longest first, goes to the row with the fewest tokens: rows come out about equally long, so that hardly any padding is
-    needed, where first fit would fill all but the last.
+def pack(mask: Tensor) -> Row:
+    """One row of all texts, without padding.
 
     Args:
         mask: [B, T] bool, True where a token is real: right-padded.
     """
-    lengths = mask.sum(1).tolist()
-    rows = _rows(lengths, limit)
-    width = max(sum(lengths[text] for text in row) for row in rows)
-    places, sources, positions = (torch.zeros(size, dtype=torch.long) for size in (mask.shape, (len(rows), width), (len(rows), width)))
-    for number, row in enumerate(rows):
-        start = 0
-        for text in row:
-            inside = torch.arange(lengths[text])
-            stretch = slice(start, start + lengths[text])
-            places[text, : lengths[text]] = number * width + start + inside
-            sources[number, stretch] = text * mask.shape[1] + inside
-            positions[number, stretch] = inside
-            start += lengths[text]
-    return Rows(places.to(mask.device), sources.to(mask.device), positions.to(mask.device))
-
-
-def _rows(lengths: list[int], limit: int) -> list[list[int]]:
-    order = sorted(range(len(lengths)), key=lambda text: -lengths[text])
-    for count in range(max(1, math.ceil(sum(lengths) / limit)), len(lengths)):
-        rows: list[list[int]] = [[] for _ in range(count)]
-        filled = [0] * count
-        for text in order:
-            emptiest = filled.index(min(filled))
-            rows[emptiest].append(text)
-            filled[emptiest] += lengths[text]
-        if all(size <= limit or len(row) == 1 for row, size in zip(rows, filled, strict=True)):
-            return rows
-    return [[text] for text in order]
+    inside = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    lengths = mask.sum(1)
+    starts = lengths.cumsum(0) - lengths  # [B]
+    return Row((starts.unsqueeze(1) + inside) * mask, mask, inside[mask].unsqueeze(0))
 
 
 class Learned:
@@ -85,7 +57,7 @@ class Learned:
         self._packs: bool | None = None
 
     def __call__(
-        self, backbone: Any, texts: Mapping[str, Tensor], mask: Tensor, labels: Tensor, *, rows: Rows | None, **more: Any
+        self, backbone: Any, texts: Mapping[str, Tensor], mask: Tensor, labels: Tensor, *, row: Row | None, **more: Any
     ) -> tuple[TokenLogits, Tensor]:
         """Logits and labels [M] at all M learned tokens, text by text.
 
@@ -93,7 +65,7 @@ class Learned:
             backbone: of transformers, with or without adapters.
             texts: `input_ids` [B, T] or `inputs_embeds` [B, T, D], right-padded.
             mask: [B, T] bool; labels: [B, T].
-            rows: where the texts share rows.
+            row: where the texts share one.
             more: further arguments of the language model. Tensors are [B, …].
 
         Raises:
@@ -105,12 +77,12 @@ class Learned:
         learned = following != IGNORE
         if self._made_by_layer is None:
             self._made_by_layer = base is not causal and layer is not None and _makes_logits(layer, base, causal, more)
-        if rows is not None and self._packs is None:
+        if row is not None and self._packs is None:
             self._packs = _keeps_apart(base, causal, more)
-        if rows is None:
+        if row is None:
             given = {**texts, "attention_mask": mask.long()}
         elif self._packs:
-            given = {**{name: rows.packed(values) for name, values in texts.items()}, "position_ids": rows.positions}
+            given = {**{name: row.packed(values) for name, values in texts.items()}, "position_ids": row.positions}
         else:
             raise PartError(
                 f"train.packing: in a {type(causal).__name__} texts that share a row would see each other, or count each other's positions",
@@ -119,13 +91,13 @@ class Learned:
             )
         if self._made_by_layer:
             hidden = base(**given, **more, use_cache=False).last_hidden_state
-        elif rows is not None:
+        elif row is not None:
             hidden = causal(**given, **more, use_cache=False).logits
         else:
             columns = learned.any(0).nonzero()[:, 0]
             hidden, learned = causal(**given, **more, use_cache=False, logits_to_keep=columns).logits, learned[:, columns]
             following = following[:, columns]
-        hidden = hidden if rows is None else rows.apart(hidden)
+        hidden = hidden if row is None else row.apart(hidden)
         found = hidden[:, : learned.shape[1]][learned]
         return TokenLogits(found, learned.nonzero()[:, 0], layer if self._made_by_layer else nn.Identity()), following[learned]
 
@@ -145,12 +117,12 @@ def _makes_logits(layer: Any, base: Any, causal: Any, more: Mapping[str, Any]) -
 
 
 def _keeps_apart(base: Any, causal: Any, more: Mapping[str, Any]) -> bool:
-    """Whether two texts in a row come out as each of them does alone."""
+    """Whether texts in a row come out as each of them does alone."""
     with _undisturbed(causal) as device:
         ids = torch.tensor(_TRIED, device=device)
         alone = base(input_ids=ids, use_cache=False, **_of_first(more, 4)).last_hidden_state.float()
-        positions = torch.arange(3, device=device).repeat(2, 2)
-        packed = base(input_ids=ids.view(2, 6), position_ids=positions, use_cache=False, **_of_first(more, 2)).last_hidden_state.float()
+        positions = torch.arange(3, device=device).repeat(1, 4)
+        packed = base(input_ids=ids.view(1, 12), position_ids=positions, use_cache=False, **_of_first(more, 1)).last_hidden_state.float()
         wholly = {parameter.dtype for parameter in causal.parameters()} == {torch.float32}
         error = (packed.view_as(alone) - alone).norm(dim=-1) / alone.norm(dim=-1).mean()
         return bool(error.max() < (1e-4 if wholly else 3e-2))  # of rounding; what leaks is more, even between random weights

@@ -32,7 +32,7 @@ from eyegraft.heads._language_model import (
     load,
     texts_of,
 )
-from eyegraft.heads._packing import Learned, Rows, pack
+from eyegraft.heads._packing import Learned, Row, pack
 from eyegraft.pretrained import blocks_of, stack_of
 from eyegraft.types import IGNORE, Batch, TokenLogits, Tokens
 
@@ -118,19 +118,19 @@ class _Sighted:
         *args: Any,
         image_keys_values: Tensor | None = None,
         image_mask: Tensor | None = None,
-        image_rows: Rows | None = None,
+        image_row: Row | None = None,
         **kwargs: Any,
     ) -> Any:
         """Args:
         image_keys_values: [B, K, 2, H, N, D / H] of all cross-attentions; image_mask: [B, N] bool.
-        image_rows: where texts share rows; each looks at its own image all the same.
+        image_row: where texts share one; each looks at its own image all the same.
         """
         if image_keys_values is None or image_mask is None:
             raise _hands_nothing_down(self)
         hidden, *rest = super().forward(*args, **kwargs)  # type: ignore[misc]
-        apart = hidden if image_rows is None else image_rows.apart(hidden)
+        apart = hidden if image_row is None else image_row.apart(hidden)
         changed = self.cross(apart, image_keys_values[:, self.cross.place], image_mask)
-        return changed if image_rows is None else image_rows.packed(changed), *rest
+        return changed if image_row is None else image_row.packed(changed), *rest
 
 
 class _HandsDown:
@@ -183,8 +183,8 @@ class CrossAttentionLM(nn.Module):
 
     def learned(self, tokens: Tokens, batch: Batch) -> tuple[TokenLogits, Tensor]:
         ids, mask, labels = self._text(batch, pad_left=False)
-        rows = pack(mask, batch.packing) if batch.packing else None
-        return self._learned(self.backbone, {"input_ids": ids}, mask, labels, rows=rows, image_rows=rows, **self._image(tokens))
+        row = pack(mask) if batch.packed else None
+        return self._learned(self.backbone, {"input_ids": ids}, mask, labels, row=row, image_row=row, **self._image(tokens))
 
     @torch.no_grad()
     def generate(self, tokens: Tokens, batch: Batch, *, max_new_tokens: int, num_beams: int = 1) -> list[str]:

@@ -46,8 +46,7 @@ class PrefixLM(nn.Module):
 
     def learned(self, tokens: Tokens, batch: Batch) -> tuple[TokenLogits, Tensor]:
         values, mask, labels = self._joined(tokens, batch, pad_left=False)
-        rows = pack(mask, batch.packing) if batch.packing else None
-        return self._learned(self.backbone, {"inputs_embeds": values}, mask, labels, rows=rows)
+        return self._learned(self.backbone, {"inputs_embeds": values}, mask, labels, row=pack(mask) if batch.packed else None)
 
     @torch.no_grad()
     def generate(self, tokens: Tokens, batch: Batch, *, max_new_tokens: int, num_beams: int = 1) -> list[str]:

@@ -129,22 +129,25 @@ def marked(tokenizer: Any, text: Encoded, colour: bool = False) -> str:
 
 def _dry_step(step: Any, fabric: Any, read: StageData, plan: TrainablePlan, settings: Settings, seed: int) -> Iterator[str]:
     """Forward and backward of the batch that takes the most memory, twice: once as the probe of the plan, once for time and memory."""
-    packed, grouped = settings.packing is not None, settings.group_by_length
-    order = read.train.order(settings.batch_size, seed=seed, epoch=0, grouped=grouped, packed=packed)
+    grouped = settings.group_by_length and settings.packing is None
+    order = read.train.order(settings.batch_size, seed=seed, epoch=0, grouped=grouped)
     first = list(dict.fromkeys([*map(int, order[0]), *with_each_modality(read.train)]))
     batch = next(load_batches(read.train, [first], pad_id=read.pad_id)).to(fabric.device)
     set_training_mode(step)
     step.model.fusion.eval()  # hides no modality by chance
-    probes = [Sealed(probe) for probe in step.probes(batch)]
+    parts = step.parts(batch)
+    probes = [Sealed(probe) for part in parts for probe in step.probes(part)]
     prove(step, step, probes, fabric.backward, [parameter for group in plan.groups for parameter in group["params"]])
     started = time.monotonic()
-    sums, counts, *_ = step(Sealed(batch))
-    fabric.backward(sums.sum() / counts.sum())
+    loss, total = 0.0, float(step.objective.counts(batch).sum())
+    for part in parts:
+        sums, *_ = step(Sealed(part))
+        fabric.backward(sums.sum() / total)
+        loss += float(sums.detach().sum()) / total
     seconds = time.monotonic() - started
     step.zero_grad(set_to_none=True)
     trainable = sum(row.trainable for row in plan.rows)
     weights = sum(p.numel() * p.element_size() for p in step.parameters())
-    loss = float((sums.sum() / counts.sum()).detach())
     yield f"dry step: {len(batch)} samples in {seconds:.2f} s, loss {loss:.3f}; every trainable tensor got a gradient"
     yield (
         f"memory: weights {weights / GIB:.2f} GiB, gradients and Adam of {trainable:,} numbers {trainable * 12 / GIB:.2f} GiB, "

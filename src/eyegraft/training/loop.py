@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eyegraft.answering import answer_samples
+from eyegraft.answering import answer_samples, num_tokens
 from eyegraft.config import EarlyStopping, Recipe, Settings
 from eyegraft.console import progress, track
-from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches
+from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, packed
 from eyegraft.errors import DataError, RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
@@ -80,12 +80,12 @@ class LossStep(nn.Module):
                 "set train.packing=null",
             )
         self.model, self.objective, self.packing = model, cast(Any, objective), packing
+        self.image_tokens = num_tokens(model) if packing is not None else 0
         self.reads: tuple[str, ...] = getattr(objective, "reads", ())
 
     def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
         """(summed losses [B], counts [B], logits of labels, notes); see `eyegraft.types.Loss`."""
-        batch = replace(sealed.batch, packing=self.packing)
-        batch = self.objective.prepare(batch) if hasattr(self.objective, "prepare") else batch
+        batch = self.objective.prepare(sealed.batch) if hasattr(self.objective, "prepare") else sealed.batch
         output = self._of_encoders(batch) if self.reads else self.model(batch)
         loss = self.objective(output, batch)
         logits = loss.sums.new_zeros(0) if isinstance(output.logits, TokenLogits) else output.logits.detach()  # nothing is read from them
@@ -96,6 +96,10 @@ class LossStep(nn.Module):
         encoded = self.model.encode(batch, only=self.reads)
         nothing = batch.targets.new_zeros(len(batch), 0)
         return Output(encoded, encoded[self.reads[0]], nothing, nothing)
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """What of a batch goes through at once: all of it, or a row."""
+        return [batch] if self.packing is None else packed(batch, self.packing, image_tokens=self.image_tokens)
 
     def probes(self, batch: Batch) -> list[Batch]:
         """Batches that together reach all that trains (see `Graft.probes`)."""
@@ -178,8 +182,8 @@ class StageTrainer:
     def _epoch(self, advance: Any, clock: Callable[[], float]) -> None:
         set_training_mode(self.step_module)
         settings = self.settings
-        packed, grouped = settings.packing is not None, settings.group_by_length
-        order = self.data.train.order(settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch, grouped=grouped, packed=packed)
+        grouped = settings.group_by_length and settings.packing is None
+        order = self.data.train.order(settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch, grouped=grouped)
         seed = (self.recipe.seed, self.stage, self.at.epoch)
         loaded = load_batches(
             self.data.train, order, pad_id=self.data.pad_id, seed=seed, start=self.at.batch, num_workers=self.data.num_workers
@@ -204,8 +208,8 @@ class StageTrainer:
             group_settings["lr"] = planned["lr"] * factor
         total = sum(float(self.objective.counts(batch).sum()) for batch in group)
         summed, notes = 0.0, dict[str, Tensor]()
-        for batch in group:
-            sums, _, _, noted = self.step_module(Sealed(batch.to(self.fabric.device)))
+        for part in (part for batch in group for part in self.step_module.parts(batch)):
+            sums, _, _, noted = self.step_module(Sealed(part.to(self.fabric.device)))
             self.fabric.backward(sums.sum() / total)
             summed += float(sums.detach().sum())
             _add_up(notes, noted)
@@ -298,8 +302,8 @@ class StageTrainer:
         answers: list[Any] = []
         notes: dict[str, Tensor] = {}
         batches = load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers)
-        for batch in track(batches, "validating", len(order)):
-            sums, counts, logits, noted = self.step_module(Sealed(batch.to(self.fabric.device)))
+        for part in (part for batch in track(batches, "validating", len(order)) for part in self.step_module.parts(batch)):
+            sums, counts, logits, noted = self.step_module(Sealed(part.to(self.fabric.device)))
             loss += float(sums.sum())
             tokens += float(counts.sum())
             _add_up(notes, noted)
@@ -327,7 +331,8 @@ class StageTrainer:
         torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
         for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
             planned = [parameter for group in self.plan.groups for parameter in group["params"]]
-            probes = [Sealed(probe.to(self.fabric.device)) for probe in self.step_module.probes(batch)]
+            parts = self.step_module.parts(batch)
+            probes = [Sealed(probe.to(self.fabric.device)) for part in parts for probe in self.step_module.probes(part)]
             prove(self.step_module, self.step_module, probes, self.fabric.backward, planned)
 
     def _time_to_save(self) -> bool:
