@@ -16,16 +16,27 @@ from cli.running import read_table, run, trained, write_table
 from eyegraft.composition import CONF, load_recipe, recipe_files
 from eyegraft.config import Recipe
 from eyegraft.data.patch_rows import opened
+from prepare.test_coco_llava import written as coco_and_llava
 from recipes.test_istra import simulated
 
-NUM_RECIPES = 6
+NUM_RECIPES = 8
 
 # What turns a recipe into its twin: folders -> overrides. A new recipe needs one here, and NUM_RECIPES one more.
 TWINS: dict[str, Callable[[Any], list[str]]] = {
     "ad_classifier": lambda folders: [*drawn.ad_words(folders), "train.max_steps=2"],
     "ad_classifier_small": lambda folders: [*_tiny_eye(folders), *drawn.text_words(folders)],
+    "captioner_small": lambda folders: [
+        *_tiny_eye(folders),
+        "head=cross_attention_lm",
+        f"head.model={folders.lm('llama')}",
+        "head.num_layers=1",
+    ],
     "demo": lambda folders: [*_tiny_eye(folders), "head=prefix_lm", f"head.model={folders.lm('llama')}"],
     "lst_stations": lambda folders: [],
+    "phi2_clip": lambda folders: [
+        *_tiny_eye(folders, "clip_vit_b32", "clip"),
+        *(f"head.model={folders.lm('phi')}", "head.num_layers=2", "head.quantize=none", "head.dtype=float32", "train.precision=32-true"),
+    ],
     "ta_regression": lambda folders: ["vision_encoder=clay_tiny", "vision_encoder.checkpoint=null", "train.precision=32-true"],
     "ta_small": lambda folders: [],
 }
@@ -33,10 +44,12 @@ TWINS: dict[str, Callable[[Any], list[str]]] = {
 FILES: dict[str, Callable[[Path], object]] = {
     "ad_classifier": lambda place: drawn.adverts(place, {"train": 8, "val": 8, "test": 8}),
     "lst_stations": lambda place: simulated(place / "istra" / "raw"),
+    "phi2_clip": coco_and_llava,
     "ta_regression": lambda place: _small_world(place / "gk2a"),
 }
 # What makes preparing small, or names the user's files.
 FEW: dict[str, list[str]] = {
+    "captioner_small": ["prepare.pictures={train: 150, val: 25, test: 60}"],
     "ta_regression": [
         f"prepare.observations=[{', '.join(f'observations/asos_{year}.txt' for year in (2022, 2023, 2024))}]",
         "prepare.stations=stations.csv",
@@ -46,10 +59,10 @@ FEW: dict[str, list[str]] = {
 SHORT = ("train.epochs=1", "train.batch_size=4", "num_threads=1", "evaluation.num_resamples=100", "evaluation.batch_size=8")
 
 
-def _tiny_eye(folders: Any) -> list[str]:
-    model = folders.vision("siglip")
+def _tiny_eye(folders: Any, option: str = "siglip_base", family: str = "siglip") -> list[str]:
+    model = folders.vision(family)
     return [
-        "vision_encoder=siglip_base",
+        f"vision_encoder={option}",
         f"vision_encoder.model={model}",
         "vision_encoder.architecture=null",
         "vision_encoder.preprocessor=null",
@@ -122,7 +135,8 @@ def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, 
 
     row = read_table(folder / "evaluation" / f"{recipe.evaluation.splits[0]}.samples.jsonl")[0]
     if recipe.data.satellite is None:
-        answered = run("predict", str(folder), row["image"], "--json", cwd=tmp_path)
+        asked = ["--prompt", "what is it?"] if recipe.data.columns.prompt or recipe.data.columns.turns else []
+        answered = run("predict", str(folder), row["image"], *asked, "--json", cwd=tmp_path)
         assert json.loads(answered.stdout)["image"] == row["image"]
     else:
         answered = run("predict", str(folder), "--patches", row["image"], "--rows", str(row["record"]), "--json", cwd=tmp_path)
@@ -131,7 +145,11 @@ def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, 
 
 
 def count(recipe: Recipe, split: str) -> int:
-    """The rows of a split in small."""
+    """The rows of a split in small, of the task of the last stage."""
+    if recipe.data.columns.task is not None:
+        last = recipe.task_of(recipe.stage(recipe.stage_names[-1]))
+        rows = read_table(Path(recipe.data.base_dir) / recipe.data.tables[split])
+        return sum(row[recipe.data.columns.task] == last for row in rows)
     if recipe.data.satellite is None:
         return 8
     return len(opened(Path(recipe.data.base_dir) / recipe.data.satellite.patches[split]))

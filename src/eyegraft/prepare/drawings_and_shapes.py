@@ -41,6 +41,8 @@ _KIND_OF = {answer: kind for kind, answers in CHOICES.items() for answer in answ
 _NEGATION = re.compile(r"\b(?:no|not)\b")
 _SHAPE = re.compile("|".join(CHOICES["shape"]))
 
+_AT_ONCE = 16
+
 Split = Literal["train", "val", "test"]
 
 
@@ -138,25 +140,30 @@ def _pool(split: str, count: int, config: Config) -> list[Shapes]:
 
 def _cut(config: Config) -> tuple[dict[Split, list[Shapes]], int]:
     """Split -> its pictures, and how many were passed over because they look like one that is held out from them."""
-    asked = config.questions
+    asked, wanted = config.questions, config.pictures
     learned, tested = _pool("train", max(asked.train, asked.val), config), _pool("test", asked.test, config)
     _stop_at_too_few(tested, config, "test")
-    test = tested[: config.pictures.test]
-    apart = _unlike(learned, test)
+    test = tested[: wanted.test]
+    apart, passed_over = _unlike(learned, test, wanted.val + wanted.train)
     _stop_at_too_few(apart, config, "val")
-    val, rest = apart[: config.pictures.val], apart[config.pictures.val :]
-    train = _unlike(rest, val)
+    val = apart[: wanted.val]
+    train, of_those = _unlike(apart[wanted.val :], val, wanted.train)
     _stop_at_too_few(train, config, "train")
-    left_out = len(learned) - len(apart) + len(rest) - len(train)
-    return {"train": train[: config.pictures.train], "val": val, "test": test}, left_out
+    return {"train": train[: wanted.train], "val": val, "test": test}, passed_over + of_those
 
 
-def _unlike(pictures: Sequence[Shapes], held_out: Sequence[Shapes]) -> list[Shapes]:
-    """Those that look like none that is held out (see `eyegraft.data.duplicates`)."""
-    prints = [_fingerprint(picture.file) for picture in (*pictures, *held_out)]
-    sides = [0] * len(pictures) + [1] * len(held_out)
-    alike = set(alike_pairs(prints, sides, [(0, 1)])[0].tolist())
-    return [picture for place, picture in enumerate(pictures) if place not in alike]
+def _unlike(pictures: Sequence[Shapes], held_out: Sequence[Shapes], count: int) -> tuple[list[Shapes], int]:
+    """At least so many that look like none that is held out, as far as there are; and how many do (see `eyegraft.data.duplicates`)."""
+    theirs = [_fingerprint(picture.file) for picture in held_out]
+    kept: list[Shapes] = []
+    seen = 0
+    while len(kept) < count and seen < len(pictures):
+        some = pictures[seen : seen + max(_AT_ONCE, count - len(kept))]
+        prints = [*(_fingerprint(picture.file) for picture in some), *theirs]
+        alike = set(alike_pairs(prints, [0] * len(some) + [1] * len(theirs), [(0, 1)])[0].tolist())
+        kept += [picture for place, picture in enumerate(some) if place not in alike]
+        seen += len(some)
+    return kept, seen - len(kept)
 
 
 def _fingerprint(file: Path) -> bytes:
