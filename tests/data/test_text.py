@@ -100,6 +100,7 @@ def test_special_tokens_are_not_added_a_second_time(folders: Any) -> None:
 @relaxed
 def test_labels_decode_back_to_the_target(tokenizer: Any, prompt: str, target: str, template: str) -> None:
     assume(target == target.strip())  # templates may trim
+    assume(template != "plain" or not prompt[-1:].isspace())  # a blank may join the first letter in one token, which is refused
     text = pair(tokenizer, prompt, target, max_tokens=2000, template=template)
     decoded = tokenizer.decode(learned(text)[:-1])
     assert decoded in (target, f" {target}")
