@@ -171,7 +171,9 @@ def test_a_part_that_is_not_read_cannot_be_tuned(recipe: Make, tmp_path: Path) -
 def test_a_frozen_encoder_under_it_is_refused(recipe: Make, tmp_path: Path) -> None:
     clay = ["vision_encoder=clay_tiny", "vision_encoder.checkpoint=null", "~vision_encoder.width", "vision_encoder.grid=resize72"]
     with pytest.raises(RecipeError, match="in a stage where vision_encoder is frozen"):
-        eyegraft.training.train(recipe(tmp_path, "dino", *clay, "stages.pretrain.freeze_backbone=true", "stages.pretrain.finetune_layers=0"))
+        eyegraft.training.train(
+            recipe(tmp_path, "dino", *clay, "stages.pretrain.freeze_backbone=true", "stages.pretrain.finetune_layers=0")
+        )
 
 
 def test_a_task_with_answers_does_not_know_it(recipe: Make, tmp_path: Path) -> None:
