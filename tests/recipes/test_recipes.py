@@ -141,15 +141,30 @@ def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, 
     else:
         answered = run("predict", str(folder), "--patches", row["image"], "--rows", str(row["record"]), "--json", cwd=tmp_path)
         assert json.loads(answered.stdout)["answer"]["value"] == pytest.approx(row["answers"]["model"]["value"], abs=1e-3)
+    if recipe.data.columns.task is not None:
+        both_answer(recipe, folder, row["image"], tmp_path)
     assert yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["recipe"] == name
 
 
-def count(recipe: Recipe, split: str) -> int:
-    """The rows of a split in small, of the task of the last stage."""
+def both_answer(recipe: Recipe, folder: Path, image: str, root: Path) -> None:
+    """The first stage of two is tested on rows of its own, and a question may bring the answers that are allowed."""
+    first = recipe.stage_names[0]
+    evaluated = run("evaluate", str(folder), "--stage", first, cwd=root)
+    assert evaluated.returncode == 0, evaluated.stderr
+    result = json.loads((folder / "evaluation" / f"test@{first}.json").read_text(encoding="utf-8"))
+    assert result["num_samples"] == count(recipe, "test", first)
+    answered = run("predict", str(folder), image, "--prompt", "what is it?", "--choice", "a cat", "--choice", "a dog", "--json", cwd=root)
+    assert json.loads(answered.stdout)["answer"]["answer"] in ("a cat", "a dog")
+    described = run("predict", str(folder), image, "--stage", first, "--json", cwd=root)
+    assert isinstance(json.loads(described.stdout)["answer"], str)
+
+
+def count(recipe: Recipe, split: str, stage: str | None = None) -> int:
+    """The rows of a split in small, of the task of a stage, the last one by default."""
     if recipe.data.columns.task is not None:
-        last = recipe.task_of(recipe.stage(recipe.stage_names[-1]))
+        asked = recipe.task_of(recipe.stage(stage or recipe.stage_names[-1]))
         rows = read_table(Path(recipe.data.base_dir) / recipe.data.tables[split])
-        return sum(row[recipe.data.columns.task] == last for row in rows)
+        return sum(row[recipe.data.columns.task] == asked for row in rows)
     if recipe.data.satellite is None:
         return 8
     return len(opened(Path(recipe.data.base_dir) / recipe.data.satellite.patches[split]))
