@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,47 @@ def test_generation_ends_at_the_end_token(folders: Any) -> None:
         head.backbone.lm_head.bias[head.tokenizer.eos_token_id] = -1e4
         head.backbone.lm_head.bias[head.tokenizer("a", add_special_tokens=False)["input_ids"][0]] = 1e4
     assert head.generate(image_tokens(3), tiny.text_batch(head.tokenizer, PAIRS), max_new_tokens=8) == ["a" * 8] * 3
+
+
+# ── one image, many texts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi", "gpt2"])
+def test_an_image_before_many_texts_is_read_once(folders: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every text is answered as it is alone, whatever its length and the image beside its own."""
+    head = tiny.lively(made(folders, family), scale=10)
+    prompts = [(prompt, None) for prompt in ("What is drawn here?", "Name it:", "What?", "무엇이 그려져 있나요?", "a red square", "a")]
+    images, rows = image_tokens(3), [0, 0, 0, 1, 2, 2]
+    tokens, batch = Tokens(images.values[rows], images.mask[rows]), tiny.text_batch(head.tokenizer, prompts)
+    seen: list[int] = []
+    whole = type(head.backbone).forward
+
+    @wraps(whole)  # generation asks which arguments it takes
+    def counted(self: Any, *given: Any, **named: Any) -> Any:
+        if named.get("inputs_embeds") is not None:
+            seen.append(int(torch.tensor(named["inputs_embeds"].shape[:2]).prod()))
+        return whole(self, *given, **named)
+
+    monkeypatch.setattr(type(head.backbone), "forward", counted)
+    together = head.generate(tokens, batch, max_new_tokens=8)
+    assert seen == [3 * 4, batch.input_ids.numel()], "each image once, then the texts alone"
+    for place, prompt in enumerate(prompts):
+        row = Tokens(tokens.values[[place]], tokens.mask[[place]])
+        assert head.generate(row, tiny.text_batch(head.tokenizer, [prompt]), max_new_tokens=8) == [together[place]]
+    assert len(set(together)) > 2
+
+
+def test_where_a_window_slides_each_text_has_its_image_before_it(folders: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    tokenizer = tiny.tokenizer(tmp_path)
+    wide = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MistralConfig(vocab_size=len(tokenizer), sliding_window=8, **wide)).save_pretrained(tmp_path)
+    head = tiny.lively(build(Config(model=str(tmp_path)), in_dim=32, num_outputs=0).eval(), scale=10)
+    images = image_tokens(1)
+    tokens = Tokens(images.values[[0, 0]], images.mask[[0, 0]])
+    assert head._images_once(tokens) is None
+    prompts = [("What is drawn here?", None), ("a", None)]
+    together = head.generate(tokens, tiny.text_batch(head.tokenizer, prompts), max_new_tokens=8)
+    assert together == [head.generate(images, tiny.text_batch(head.tokenizer, [prompt]), max_new_tokens=8)[0] for prompt in prompts]

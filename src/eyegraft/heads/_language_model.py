@@ -87,6 +87,11 @@ def architecture(config: LanguageModel) -> Any:
         raise _unloadable(config, error) from error
 
 
+def causal_of(backbone: Any) -> Any:
+    """The language model itself, without the wrapping of its adapters, which lie in its layers."""
+    return backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+
+
 def context_length(model: Any) -> int:
     return int(getattr(model.config, "max_position_embeddings", 0) or 2**31)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eyegraft.errors import PartError
+from eyegraft.heads._language_model import causal_of
 from eyegraft.types import IGNORE, TokenLogits
 
 
@@ -71,7 +72,7 @@ class Learned:
         Raises:
             PartError: texts that share a row would see each other.
         """
-        causal = backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+        causal = causal_of(backbone)
         base, layer = causal.base_model, causal.get_output_embeddings()
         following = labels[:, 1:]  # what stands at t predicts the label at t + 1
         learned = following != IGNORE
