@@ -9,16 +9,12 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Strict(BaseModel):
-    """Base of every configuration object: frozen, and an unknown key is a fault."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+from eyegraft.strict import Fraction as Fraction  # the parts' own `Config`s find their words here
+from eyegraft.strict import NonNegative as NonNegative
+from eyegraft.strict import Positive as Positive
+from eyegraft.strict import Rate as Rate
+from eyegraft.strict import Strict as Strict
+from eyegraft.views import Views
 
 
 class Part(BaseModel):
@@ -418,7 +414,7 @@ class Evaluation(Strict):
     num_resamples: Positive = 2000
 
 
-PARTS = ("vision_encoder", "text_encoder", "context_encoder", "pooling", "connector", "fusion", "head")
+PARTS = ("vision_encoder", "text_encoder", "context_encoder", "pooling", "view_encoding", "connector", "fusion", "head")
 """The parts of a model, as recipes name them."""
 
 BESIDE_THE_RESULT = ("run_root", "trackers", "run_stages")
@@ -434,6 +430,7 @@ class Recipe(Strict):
         device: `auto` takes a GPU where there is one; num_threads: of torch on a CPU; deterministic: ask torch for deterministic kernels.
         vision_encoder, text_encoder, context_encoder, pooling, connector, fusion, head: the parts of the model, each with a `kind`.
             Pooling and connector are the image's; the context is what else a row says of itself (time, place, further columns).
+        views: pictures are panoramas, and these views of them are what the vision encoder sees.
         prepare: how its data set is made, where it has one of its own; data: where it lies; augmentation: of training images.
         tasks: name -> what is asked and answered.
         train: what every stage trains with; stages: name -> what differs there, in order, null leaving one out; run_stages: which of them
@@ -454,6 +451,7 @@ class Recipe(Strict):
     context_encoder: Part | None = None
     pooling: Part | None = None
     connector: Part | None = None
+    views: Views | None = None
     fusion: Part
     head: Part
     prepare: Part | None = None

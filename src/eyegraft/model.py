@@ -7,12 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from eyegraft.config import Part, Recipe
 from eyegraft.errors import RecipeError, shown
 from eyegraft.registry import configured
-from eyegraft.types import Batch, Output, Tokens
+from eyegraft.types import Batch, ImageSpec, Inputs, Output, Tokens
+from eyegraft.views import Views, token_places
 
 ENCODER_NAMES = {"image": "vision_encoder", "text": "text_encoder", "context": "context_encoder"}
 
@@ -41,7 +43,7 @@ class Graft(nn.Module):
             if only and modality not in only:
                 continue
             given = batch.inputs[modality]
-            tokens = given if isinstance(given, Tokens) else encoder(given)
+            tokens = given if isinstance(given, Tokens) else _seen(encoder, given)
             present = batch.present.get(modality)
             encoded[modality] = tokens if present is None else replace(tokens, mask=tokens.mask & present.unsqueeze(1))
         return encoded
@@ -83,10 +85,13 @@ def assemble(recipe: Recipe) -> Graft:
     for modality, part in recipe.encoder_parts.items():
         module, config = configured("encoders", part)
         encoders[modality] = module.build(config)
+        if modality == "image" and recipe.views is not None:
+            _look_around(encoders[modality], recipe)
         dims[modality] = int(encoders[modality].token_dim)  # type: ignore[arg-type]
         chains[modality] = {}
         for name, between in _between(recipe, modality).items():
-            chains[modality][name] = _connector(between, dims[modality], width or dims[modality])
+            wanted = width or dims[modality] if name == "connector" else dims[modality]
+            chains[modality][name] = _connector(between, dims[modality], wanted)
             dims[modality] = int(chains[modality][name].out_dim)  # type: ignore[arg-type]
     fusion_module, fusion_config = configured("fusion", recipe.fusion)
     fusion = fusion_module.build(fusion_config, dims=dims)
@@ -96,8 +101,40 @@ def assemble(recipe: Recipe) -> Graft:
 
 def _between(recipe: Recipe, modality: str) -> dict[str, Part]:
     """What stands between an encoder and the fusion. The others pool by themselves, as their weights were trained to."""
-    between = {"pooling": recipe.pooling, "connector": recipe.connector} if modality == "image" else {}
+    if modality != "image":
+        return {}
+    places = Part(kind="view_encoding") if recipe.views is not None and recipe.views.encode_positions else None
+    between = {"pooling": recipe.pooling, "view_encoding": places, "connector": recipe.connector}
     return {name: part for name, part in between.items() if part is not None}
+
+
+def _look_around(encoder: Any, recipe: Recipe) -> None:
+    """Let the encoder see views in place of the picture.
+
+    Raises:
+        RecipeError: it reads no pictures.
+    """
+    if not isinstance(encoder.spec, ImageSpec):
+        raise RecipeError(
+            f"views with vision_encoder.kind={recipe.vision_encoder.kind if recipe.vision_encoder else None}, which reads no pictures",
+            "an encoder of pictures",
+            "set views=null, or another vision_encoder",
+        )
+    encoder.spec = replace(encoder.spec, views=recipe.views)
+
+
+def _seen(encoder: Any, given: Inputs) -> Tokens:
+    """Tokens of a batch. Views [B, V, …] go through the encoder as B·V pictures, and their tokens come back side by side, [B, V·N, D]."""
+    views: Views | None = getattr(encoder.spec, "views", None)
+    if views is None:
+        tokens: Tokens = encoder(given)
+        return tokens
+    tokens = encoder({name: item.flatten(0, 1) for name, item in given.items()} if isinstance(given, Mapping) else given.flatten(0, 1))
+    values = tokens.values.unflatten(0, (-1, views.num_views)).flatten(1, 2)
+    mask = tokens.mask.unflatten(0, (-1, views.num_views)).flatten(1, 2)
+    num_prefix = tokens.num_prefix if tokens.grid is not None else tokens.values.shape[1]
+    places = torch.from_numpy(token_places(views, tokens.grid, num_prefix)).to(values.device)
+    return replace(tokens, values=values, mask=mask, num_views=views.num_views, directions=places)
 
 
 def _num_outputs(recipe: Recipe) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # `--help` and the data rooms read this file without paying f
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from eyegraft.views import Views
+
 IGNORE = -100
 """The label of a position that is not learned (the convention of PyTorch's cross entropy)."""
 
@@ -67,6 +69,7 @@ class ImageSpec:
         crop_fraction: used by `crop` only.
         patch_size: side of a patch in pixels, for encoders that take a picture as a sequence of patches in its own aspect ratio (NaFlex,
             Tschannen et al. 2025); `max_patches` is then the length of that sequence, and `size` and `fit` are not used.
+        views: the `eyegraft.views.Views` of a panorama that the encoder is to see, each as one picture; None: the picture itself.
     """
 
     size: tuple[int, int]
@@ -77,6 +80,7 @@ class ImageSpec:
     crop_fraction: float = 1.0
     patch_size: int | None = None
     max_patches: int | None = None
+    views: Views | None = None
 
     @property
     def channels(self) -> int:
@@ -152,9 +156,10 @@ class Tokens:
     Attributes:
         values: [B, N, D].
         mask: [B, N] bool, True where the token is real.
-        grid: (h, w) when the last h·w tokens lie on a grid, row by row.
-        num_prefix: leading tokens that lie on no grid (class token, registers). Pooling by `cls` takes token 0.
+        grid: (h, w) when the last h·w tokens, of each view, lie on a grid, row by row.
+        num_prefix: leading tokens, of each view, that lie on no grid (class token, registers). Pooling by `cls` takes the first.
         num_views: V when N runs over views of equal length, view by view.
+        directions: of views, [N, 7] float32, the same for every sample: where each token looks (see `eyegraft.views.token_places`).
         weights: of a gated fusion: modality -> [B] its share, between 0 and 1.
     """
 
@@ -163,6 +168,7 @@ class Tokens:
     grid: tuple[int, int] | None = None
     num_prefix: int = 0
     num_views: int = 1
+    directions: Tensor | None = None
     weights: Mapping[str, Tensor] | None = None
 
     def with_values(self, values: Tensor) -> Tokens:
@@ -174,7 +180,9 @@ Inputs = Any
 """What one encoder takes for a batch: a tensor, a mapping of tensors, or `Tokens` that were encoded before and only need passing on.
 
 An image is [B, C, H, W] float, normalised as the encoder's `ImageSpec` says, or, of patches, {pixels: [B, N, P·P·C], mask: [B, N] bool,
-grid: [B, 2] int64 (h, w)}. A text is {input_ids: [B, T] int64, mask: [B, T] bool}. A patch of many channels is
+grid: [B, 2] int64 (h, w)}. Of a panorama's views each of these has V behind B.
+
+A text is {input_ids: [B, T] int64, mask: [B, T] bool}. A patch of many channels is
 {pixels: [B, C, H, W] float32, z-scored; mask: [B, C, H, W] bool, True where a pixel was measured; extra: [B, E, H, W] float32; time: [B, 4]
 and latlon: [B, 4] float32, as `eyegraft.sensors` makes them}. Without `mask` all was measured; without `time` or `latlon` they are unknown.
 Columns are [B, K] float32, as the encoder's `ColumnSpec` says.
@@ -237,7 +245,8 @@ def moved_to(value: Any, device: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: moved_to(item, device) for name, item in value.items()}
     if isinstance(value, Tokens):
-        return replace(value, values=moved_to(value.values, device), mask=moved_to(value.mask, device))
+        directions = moved_to(value.directions, device) if value.directions is not None else None
+        return replace(value, values=moved_to(value.values, device), mask=moved_to(value.mask, device), directions=directions)
     return value.to(device, non_blocking=True)
 
 
