@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eyegraft.errors import DataError
 from eyegraft.metrics import _bootstrap
-from eyegraft.metrics._bootstrap import interval, paired_interval, paired_statistic_interval, statistic_interval
+from eyegraft.metrics._bootstrap import OfSums, interval, paired_interval, paired_statistic_interval, statistic_interval
 
 values = st.lists(st.floats(-100, 100), min_size=1, max_size=30)
 
@@ -91,6 +91,13 @@ def test_a_statistic_sees_the_resamples_of_the_mean() -> None:
         paired = paired_statistic_interval(lambda rows: float(scores[rows].mean()), lambda rows: float(other[rows].mean()), 40, 200, 7, of)
         assert paired == pytest.approx(paired_interval(scores.tolist(), other.tolist(), 200, 7, of))
     assert interval(scores.tolist(), 200, 7) != interval(scores.tolist(), 200, 7, groups)
+
+
+def test_sums_give_the_interval_of_the_statistic_itself() -> None:
+    terms = np.random.default_rng(0).random((40, 2))
+    ratio = OfSums(lambda rows: float(terms[rows, 0].sum() / terms[rows, 1].sum()), terms, lambda sums, counts: sums[:, 0] / sums[:, 1])
+    for of in (None, [str(n // 3) for n in range(40)]):
+        assert statistic_interval(ratio, 40, 200, 7, of) == pytest.approx(statistic_interval(ratio.at, 40, 200, 7, of))
 
 
 def test_draws_without_a_value_are_left_out_until_they_are_too_many() -> None:

@@ -7,6 +7,7 @@ import os
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -285,3 +286,12 @@ def test_references_as_one_string_are_refused() -> None:
 def test_sizes_must_match(predictions: list[str], references: list[list[str]]) -> None:
     with pytest.raises(DataError, match="expected: "):
         score(predictions, references)
+
+
+def test_bleu_over_drawn_samples_is_bleu_of_these_samples() -> None:
+    """An interval of BLEU must be of the very number that is reported."""
+    scores = score(OTHERS, FIVE)
+    for rows in ([0, 1, 2], [2, 0, 0], [1]):
+        drawn = score([OTHERS[row] for row in rows], [FIVE[row] for row in rows])
+        for order in range(1, 5):
+            assert scores.statistics[f"bleu_{order}"](np.array(rows)) == pytest.approx(drawn.corpus[f"bleu_{order}"])

@@ -137,8 +137,8 @@ def statistic_interval(
 def _resampled(statistic: Statistic, size: int, codes: NDArray[np.int64] | None, num_resamples: int, seed: int) -> NDArray[np.float64]:
     """[num_resamples] its values on drawn samples or groups."""
     drawn = _drawn(codes, size, num_resamples, seed)
-    if isinstance(statistic, OfSums) and codes is not None:  # of samples drawn alone there are no sums to have beforehand
-        return _from_sums(statistic, codes, drawn)
+    if isinstance(statistic, OfSums):
+        return _from_sums(statistic, np.arange(size) if codes is None else codes, drawn)
     order = np.arange(size) if codes is None else np.argsort(codes, kind="stable")
 
     def values() -> Iterator[float]:
@@ -154,9 +154,10 @@ def _resampled(statistic: Statistic, size: int, codes: NDArray[np.int64] | None,
 
 
 def _from_sums(statistic: OfSums, codes: NDArray[np.int64], drawn: Iterator[NDArray[np.int64]]) -> NDArray[np.float64]:
-    sums = np.stack([np.bincount(codes, column) for column in statistic.terms.T])  # [S, G]
-    counts = np.bincount(codes).astype(np.float64)
-    return np.concatenate([statistic.of(sums[:, rows].sum(axis=2).T, counts[rows].sum(axis=1)) for rows in drawn])
+    counts = np.bincount(codes).astype(np.float64)  # [G]
+    sums = np.stack([np.bincount(codes, column) for column in statistic.terms.T] + [counts], axis=1)  # [G, S + 1]
+    totals = np.array([np.bincount(row, minlength=len(counts)) @ sums for rows in drawn for row in rows])  # [num_resamples, S + 1]
+    return statistic.of(totals[:, :-1], totals[:, -1])
 
 
 def paired_statistic_interval(

@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from sacrebleu import __version__ as sacrebleu_version
 from sacrebleu.metrics.chrf import CHRF
 
 from eyegraft.errors import DataError, shown
+from eyegraft.metrics._bootstrap import OfSums
 from eyegraft.types import Scores
 
 TOKENISATION = "eyegraft-caption-1"
@@ -44,7 +47,8 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]], unit:
     """Score every prediction against the references of its sample.
 
     `per_sample` holds the metrics whose corpus value is the mean over samples, so that an interval resampled from it belongs to the
-    reported number. BLEU and chrF pool their counts over the corpus and have no such values. A prediction without a word scores 0.
+    reported number. BLEU and chrF pool their counts over the corpus: of BLEU `statistics` gives the value over any samples, chrF has no
+    interval. A prediction without a word scores 0.
 
     Args:
         predictions: one answer per sample; may be empty.
@@ -65,9 +69,11 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]], unit:
         "cider": _cider_d(hypotheses, targets),
     }
     corpus = {name: math.fsum(values) / len(values) for name, values in per_sample.items()}
-    corpus |= {f"bleu_{order}": value for order, value in enumerate(_corpus_bleu(hypotheses, targets), start=1)}
+    bleu = _bleu_statistics(hypotheses, targets)
+    everything = np.arange(len(hypotheses))
+    corpus |= {name: statistic(everything) for name, statistic in bleu.items()}
     corpus["chrf"] = _corpus_chrf(predictions, references)
-    return Scores(corpus=corpus, per_sample=per_sample, signature=_signature(unit), higher_is_better=HIGHER_IS_BETTER)
+    return Scores(corpus, per_sample, _signature(unit), HIGHER_IS_BETTER, bleu)
 
 
 def tokens(text: str) -> list[str]:
@@ -220,28 +226,37 @@ def _cider_similarity(
     return math.fsum(cosines) * math.exp(-((length - target_length) ** 2) / (2 * CIDER_SIGMA**2))
 
 
-def _corpus_bleu(hypotheses: Sequence[Sequence[str]], targets: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """BLEU-1 to BLEU-4 of the corpus (Papineni et al. 2002), with the closest reference length and the constants of the COCO code."""
+def _bleu_statistics(hypotheses: Sequence[Sequence[str]], targets: Sequence[Sequence[Sequence[str]]]) -> dict[str, OfSums]:
+    """BLEU-1 to BLEU-4 of a corpus (Papineni et al. 2002), with the closest reference length, as functions of drawn samples."""
+    terms = np.array([_bleu_counts(words, group) for words, group in zip(hypotheses, targets, strict=True)], np.float64)
+    return {f"bleu_{order}": _bleu_statistic(terms, order) for order in range(1, MAX_ORDER + 1)}
+
+
+def _bleu_counts(words: Sequence[str], group: Sequence[Sequence[str]]) -> list[int]:
+    """[2 + 2·MAX_ORDER] of one sample: its length, that of the closest reference, n-grams that match, n-grams."""
+    closest = min((abs(len(target) - len(words)), len(target)) for target in group)[1]
+    allowed: NGrams = Counter()
+    for target in group:
+        allowed |= _ngrams(target)
+    matched = [0] * MAX_ORDER
+    for ngram, count in (_ngrams(words) & allowed).items():
+        matched[len(ngram) - 1] += count
+    return [len(words), closest, *matched, *(max(0, len(words) - n) for n in range(MAX_ORDER))]
+
+
+def _bleu_statistic(terms: NDArray[np.float64], order: int) -> OfSums:
     small, tiny = 1e-9, 1e-15  # COCO's guards against division by zero; kept because they show in the value of an unmatched order
-    matched, guessed = [0] * MAX_ORDER, [0] * MAX_ORDER
-    hypothesis_length = target_length = 0
-    for words, group in zip(hypotheses, targets, strict=True):
-        hypothesis_length += len(words)
-        target_length += min((abs(len(target) - len(words)), len(target)) for target in group)[1]
-        allowed: NGrams = Counter()
-        for target in group:
-            allowed |= _ngrams(target)
-        for ngram, count in (_ngrams(words) & allowed).items():
-            matched[len(ngram) - 1] += count
-        for n in range(1, MAX_ORDER + 1):
-            guessed[n - 1] += max(0, len(words) - n + 1)
-    ratio = (hypothesis_length + tiny) / (target_length + small)
-    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    product, values = 1.0, []
-    for n in range(1, MAX_ORDER + 1):
-        product *= (matched[n - 1] + tiny) / (guessed[n - 1] + small)
-        values.append(product ** (1 / n) * brevity)
-    return values
+
+    def of(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        length, closest, matched, guessed = sums[:, 0], sums[:, 1], sums[:, 2 : 2 + order], sums[:, 2 + MAX_ORDER : 2 + MAX_ORDER + order]
+        brevity = np.exp(np.minimum(0.0, 1 - (closest + small) / (length + tiny)))
+        values: NDArray[np.float64] = np.prod((matched + tiny) / (guessed + small), axis=1) ** (1 / order) * brevity
+        return values
+
+    def value(rows: NDArray[np.int64]) -> float:
+        return float(of(terms[rows].sum(axis=0, keepdims=True), np.array([len(rows)], np.float64))[0])
+
+    return OfSums(value, terms, of)
 
 
 def _corpus_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -239,6 +239,7 @@ class VqaTask:
             per_sample={**right, **texts.per_sample},
             signature={**signature, **texts.signature},
             higher_is_better={**dict.fromkeys(right, True), **texts.higher_is_better},
+            statistics=texts.statistics,
         )
 
     def details(self, answers: Sequence[Any], samples: Sequence[Sample]) -> dict[str, Any]:
