@@ -19,7 +19,7 @@ from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import DataError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.types import Batch, Sample, Tokens
+from eyegraft.types import Batch, Sample, Tokens, taken_from
 
 
 def readers_of(model: Graft, recipe: Recipe, *, augmented: bool = False) -> dict[str, Reader]:
@@ -129,7 +129,7 @@ def _pictures(samples: Sequence[Sample], model: Graft) -> tuple[list[int], list[
     shown: list[int] = []
     numbers: list[int] = []
     for place, sample in enumerate(samples):
-        number = first.setdefault((sample.image, sample.record, sample.text), len(first))
+        number = first.setdefault((sample.image, sample.record, sample.text, str(sample.meta.get("condition"))), len(first))
         if number == len(shown):
             shown.append(place)
         numbers.append(number)
@@ -137,8 +137,8 @@ def _pictures(samples: Sequence[Sample], model: Graft) -> tuple[list[int], list[
 
 
 def _rows(tokens: Tokens, places: Sequence[int]) -> Tokens:
-    weights = {name: share[list(places)] for name, share in tokens.weights.items()} if tokens.weights is not None else None
-    return replace(tokens, values=tokens.values[list(places)], mask=tokens.mask[list(places)], weights=weights)
+    taken: Tokens = taken_from(tokens, list(places))
+    return taken
 
 
 def _joined(before: Tokens, after: Tokens) -> Tokens:
@@ -150,7 +150,7 @@ def _joined(before: Tokens, after: Tokens) -> Tokens:
         return F.pad(tokens.values, (0, 0, 0, missing)), F.pad(tokens.mask, (0, missing))
 
     values, mask = (torch.cat(pair) for pair in zip(padded(before), padded(after), strict=True))
-    return replace(after, values=values, mask=mask, weights=None)
+    return replace(after, values=values, mask=mask, weights=None, condition=None, auxiliary=None)
 
 
 def _stop_at_long_prompts(model: Graft, samples: Sequence[Sample], encoded: Sequence[Encoded]) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # `--help` and the data rooms read this file without paying f
 IGNORE = -100
 """The label of a position that is not learned (the convention of PyTorch's cross entropy)."""
 
+UNKNOWN, UNTOLD = -1, -2
+"""In place of a map's class: a row that names none, whose class an encoder may guess; and a class that the encoder must do without."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -70,6 +73,7 @@ class ImageSpec:
         patch_size: side of a patch in pixels, for encoders that take a picture as a sequence of patches in its own aspect ratio (NaFlex,
             Tschannen et al. 2025); `max_patches` is then the length of that sequence, and `size` and `fit` are not used.
         views: the `eyegraft.views.Views` of a panorama that the encoder is to see, each as one picture; None: the picture itself.
+        classes: names of the kinds of map that the encoder tells apart; then it is given {pixels, condition}, see `Inputs`.
     """
 
     size: tuple[int, int]
@@ -81,6 +85,7 @@ class ImageSpec:
     patch_size: int | None = None
     max_patches: int | None = None
     views: Views | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -161,6 +166,8 @@ class Tokens:
         num_views: V when N runs over views of equal length, view by view.
         directions: of views, [N, 7] float32, the same for every sample: where each token looks (see `eyegraft.views.token_places`).
         weights: of a gated fusion: modality -> [B] its share, between 0 and 1.
+        condition: [B, K] logits of the class of map that the encoder itself sees in the picture, where it has a classifier.
+        auxiliary: [B] float32, a loss of the encoder's own, weighted, that training adds to any objective's (the balance of experts).
     """
 
     values: Tensor
@@ -170,6 +177,8 @@ class Tokens:
     num_views: int = 1
     directions: Tensor | None = None
     weights: Mapping[str, Tensor] | None = None
+    condition: Tensor | None = None
+    auxiliary: Tensor | None = None
 
     def with_values(self, values: Tensor) -> Tokens:
         """The same layout around values [B, N, D'] of another width."""
@@ -180,7 +189,9 @@ Inputs = Any
 """What one encoder takes for a batch: a tensor, a mapping of tensors, or `Tokens` that were encoded before and only need passing on.
 
 An image is [B, C, H, W] float, normalised as the encoder's `ImageSpec` says, or, of patches, {pixels: [B, N, P·P·C], mask: [B, N] bool,
-grid: [B, 2] int64 (h, w)}. Of a panorama's views each of these has V behind B.
+grid: [B, 2] int64 (h, w)}. Of a panorama's views each of these has V behind B. Of a map of known classes it is {pixels: [B, C, H, W],
+condition: [B] int64, the class that the row names, `UNKNOWN` where it names none, `UNTOLD` where the encoder must do without; mask:
+[B, C, H, W] bool, True where it may look, everywhere without it}.
 
 A text is {input_ids: [B, T] int64, mask: [B, T] bool}. A patch of many channels is
 {pixels: [B, C, H, W] float32, z-scored; mask: [B, C, H, W] bool, True where a pixel was measured; extra: [B, E, H, W] float32; time: [B, 4]
@@ -245,8 +256,9 @@ def moved_to(value: Any, device: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: moved_to(item, device) for name, item in value.items()}
     if isinstance(value, Tokens):
-        directions = moved_to(value.directions, device) if value.directions is not None else None
-        return replace(value, values=moved_to(value.values, device), mask=moved_to(value.mask, device), directions=directions)
+        names = ("directions", "condition", "auxiliary")
+        others = {name: moved_to(item, device) for name in names if (item := getattr(value, name)) is not None}
+        return replace(value, values=moved_to(value.values, device), mask=moved_to(value.mask, device), **others)
     return value.to(device, non_blocking=True)
 
 
@@ -255,8 +267,9 @@ def taken_from(value: Any, places: list[int]) -> Any:
     if isinstance(value, Mapping):
         return {name: taken_from(item, places) for name, item in value.items()}
     if isinstance(value, Tokens):
-        weights = taken_from(value.weights, places) if value.weights is not None else None
-        return replace(value, values=value.values[places], mask=value.mask[places], weights=weights)
+        names = ("weights", "condition", "auxiliary")
+        others = {name: taken_from(item, places) for name in names if (item := getattr(value, name)) is not None}
+        return replace(value, values=value.values[places], mask=value.mask[places], **others)
     return value[places]
 
 
