@@ -72,11 +72,23 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     },
     "connectors": {
         "attention": {"one": lambda folders: {"num_heads": 4}, "three": lambda folders: {"num_queries": 3, "num_heads": 2}},
+        "avg": {"plain": lambda folders: {}},
         "cls": {"plain": lambda folders: {}},
+        "identity": {"plain": lambda folders: {}},
         "linear": {"plain": lambda folders: {}},
         "mean": {"plain": lambda folders: {}},
         "mlp": {"plain": lambda folders: {}, "hidden": lambda folders: {"hidden_dim": 7}},
+        "perceiver": {
+            "plain": lambda folders: {"num_latents": 3, "depth": 2, "num_heads": 4},
+            "one-per-view": lambda folders: {"num_latents": 1, "depth": 1, "num_heads": 2, "per_view": True},
+        },
         "prefix": {"plain": lambda folders: {"num_tokens": 3}, "hidden": lambda folders: {"hidden_dim": 5, "dropout": 0.1}},
+        "qformer": {
+            "plain": lambda folders: {"num_queries": 3, "dim": 8, "depth": 3, "num_heads": 2},
+            "per-view": lambda folders: {"num_queries": 2, "dim": 8, "depth": 1, "num_heads": 1, "per_view": True},
+        },
+        "spatial_pool": {"rows": lambda folders: {"size": [1, 3]}, "uneven": lambda folders: {"size": [1, 2]}},
+        "view_encoding": {"plain": lambda folders: {}, "coarse": lambda folders: {"num_bands": 1}},
     },
     "fusion": {
         "concat": {"plain": lambda folders: {}, "dropout": lambda folders: {"modality_dropout": {"text": 0.5}}},

@@ -1,4 +1,4 @@
-"""Attention pooling by learned queries: [B, N, D] -> [B, Q, D] (as the pooling head of Lee et al. 2019, Set Transformer)."""
+"""Attention pooling by learned queries, over all views together: [B, N, D] -> [B, Q, D] (as in Lee et al. 2019, Set Transformer)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class token: [B, N, D] -> [B, 1, D]."""
+"""The class token of each view: [B, V·N, D] -> [B, V, D]; of a picture without views it is one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ class ClassTokenPooling(nn.Module):
             raise PartError(
                 "pooling=cls, but the encoder gives no class token",
                 "an encoder with a class token",
-                "use pooling=mean or pooling=attention",
+                "use pooling=mean, pooling=avg or pooling=attention",
             )
-        return Tokens(tokens.values[:, :1], tokens.mask[:, :1], num_prefix=1)
+        views = tokens.num_views
+        values, mask = (part.unflatten(1, (views, -1))[:, :, 0] for part in (tokens.values, tokens.mask))  # [B, V, D], [B, V]
+        directions = tokens.directions.unflatten(0, (views, -1))[:, 0] if tokens.directions is not None else None
+        return Tokens(values, mask, num_prefix=1, num_views=views, directions=directions)
 
 
 def build(config: Config, *, in_dim: int, out_dim: int) -> ClassTokenPooling:

@@ -1,4 +1,4 @@
-"""The mean over real tokens: [B, N, D] -> [B, 1, D]."""
+"""The mean over real tokens, of all views together: [B, N, D] -> [B, 1, D]."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ class PrefixConnector(nn.Module):
     def forward(self, tokens: Tokens) -> Tokens:
         batch, count, _ = tokens.values.shape
         values = self.layers(tokens.values).view(batch, count * self.num_tokens, self.out_dim)
-        return Tokens(values, tokens.mask.repeat_interleave(self.num_tokens, dim=1))
+        directions = tokens.directions.repeat_interleave(self.num_tokens, dim=0) if tokens.directions is not None else None
+        mask = tokens.mask.repeat_interleave(self.num_tokens, dim=1)
+        return Tokens(values, mask, num_views=tokens.num_views, directions=directions)
 
 
 def build(config: Config, *, in_dim: int, out_dim: int) -> PrefixConnector:
