@@ -105,8 +105,8 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         (["recipe=tinny", "-m"], ["recipe=tinny", "did you mean 'tiny'?"]),
         (["recipe=tiny,tinny", "-m"], ["recipe=tinny", "did you mean 'tiny'?"]),
         ([], ["no recipe", "recipe=NAME with one of "]),
-        (["recipe=tiny", "connector=mpl"], ["connector=mpl", "one of linear, mlp, none, prefix", "did you mean 'mlp'?"]),
-        (["recipe=tiny", "connector=null"], ["connector=null", "one of linear, mlp, none, prefix", "connector=none"]),
+        (["recipe=tiny", "connector=mpl"], ["connector=mpl", "one of avg, identity, linear, mlp, none, ", "did you mean 'mlp'?"]),
+        (["recipe=tiny", "connector=null"], ["connector=null", "one of avg, identity, linear, mlp, none, ", "connector=none"]),
         (["recipe=tiny", "head.kind=tiny_grue"], ["head.kind: given 'tiny_grue'", "did you mean 'tiny_gru'?"]),
         (["recipe=tiny", "train.objective.kind=crossentropy"], ["train.objective", "did you mean 'cross_entropy'?"]),
         (["recipe=tiny", "train.epochs=abc"], ["train.epochs: given 'abc'", "expected a valid integer"]),
@@ -156,7 +156,7 @@ def test_early_stopping_that_cannot_work_is_found_before_training(shapes: Path) 
         "did you mean 'val_exact_match'?",
     )
     refused(train(shapes, "~data.tables.val", "train.early_stopping.patience=2"), RECIPE, "without validation data", "data.tables.val")
-    assert not list(shapes.glob("runs/*/*/*/latest")), "no step was taken"
+    assert not list(shapes.glob("runs/*/*/*/checkpoints")), "no step was taken"
 
 
 # ── the data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -274,8 +274,8 @@ def test_no_pretrained_folder(shapes: Path, folders: Any) -> None:
 def test_full_disk_then_room_again(finished: Path, tmp_path: Path) -> None:
     """The disk is full at the first file, at the first checkpoint, and in the second stage; with room again the same command ends alike."""
     (tmp_path / "data").symlink_to(finished / "data")
-    optimizer = (finished / "run" / "warm" / "latest" / "optimizer.safetensors").stat().st_size
-    for limit, place in ((300, "recipe.yaml"), (4000, "warm/latest"), (optimizer + 200, "finetune/latest")):
+    optimizer = (finished / "run" / "warm" / "checkpoints" / "latest" / "optimizer.safetensors").stat().st_size
+    for limit, place in ((300, "recipe.yaml"), (4000, "warm/checkpoints/latest"), (optimizer + 200, "finetune/checkpoints/latest")):
 
         def no_room(limit: int = limit) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -286,7 +286,7 @@ def test_full_disk_then_room_again(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / trained(done)
     assert "going on with the unfinished run" in done.stderr
     for stage in ("warm", "finetune"):
-        whole, filled = finished / "run" / stage / "best", run / stage / "best"
+        whole, filled = (place / stage / "checkpoints" / "best" for place in (finished / "run", run))
         assert (filled / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
@@ -294,7 +294,7 @@ def test_loss_that_is_not_finite(shapes: Path) -> None:
     done = train(shapes, "train.learning_rate=1e30", "stages.warm.learning_rate=1e30", "train.max_grad_norm=null", "stages.warm.epochs=3")
     refused(done, TRAINING, "the loss of stage 'warm' is nan at step ", "train/", "a finite loss", "lower train.learning_rate")
     run = only_run(shapes)
-    checkpoint = find_checkpoint(run / "warm" / "latest")
+    checkpoint = find_checkpoint(run / "warm" / "checkpoints" / "latest")
     assert checkpoint is not None
     assert damage(checkpoint) is None
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())

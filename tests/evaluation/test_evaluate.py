@@ -73,7 +73,7 @@ def test_result_has_every_field(run: Path) -> None:
     assert result["signature"], "metrics say their version"
     assert set(result["data"]) == {"name", "about", "sha256"}
     assert result["data"]["sha256"] == json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]["splits"]["test"]["sha256"]
-    assert result["checkpoint"]["path"] == "finetune/best"
+    assert result["checkpoint"]["path"] == "finetune/checkpoints/best"
     assert result["checkpoint"]["lineage"] == ["warm", "finetune"]
     assert len(result["checkpoint"]["sha256"]) == 64
     assert {"python", "torch", "eyegraft"} <= set(result["versions"])
@@ -124,7 +124,7 @@ def test_same_again(run: Path) -> None:
 def test_named_splits_and_stage(run: Path) -> None:
     results = evaluate(run, splits=["val", "train"], stage="warm")
     assert list(results) == ["val", "train"]
-    assert {result["checkpoint"]["path"] for result in results.values()} == {"warm/best"}
+    assert {result["checkpoint"]["path"] for result in results.values()} == {"warm/checkpoints/best"}
     assert not (run / "evaluation" / "test.json").exists()
     train = results["train"]["systems"]["nearest_neighbour"]["exact_match"]
     assert train["value"] == 1, "every training picture is its own nearest neighbour"

@@ -250,7 +250,7 @@ def test_what_a_kill_or_an_earlier_look_left_is_evaluated_again(place: Path, fol
     results, _, result = outputs(folder)
     assert "best_threshold_f1" in results
     assert not any("Not finished" in sentence for sentence in result["conclusions"])
-    assert result["checkpoint"]["sha256"] == file_sha256(folder / "label" / "best" / "manifest.json")
+    assert result["checkpoint"]["sha256"] == file_sha256(folder / "label" / "checkpoints" / "best" / "manifest.json")
     (folder / "report.html").unlink()
     (folder / "results.json").unlink()
     assert "finished already" in run("train", *words, "-m", cwd=place).stderr

@@ -294,7 +294,7 @@ def test_one_step(line: Line, in_miniature: None) -> None:
     written = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text(encoding="utf-8"))
     assert written == yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) == recipe.plain()
 
-    best = folder / "label" / "best"
+    best = folder / "label" / "checkpoints" / "best"
     saved = [name for name in load_file(best / "model.safetensors") if name.startswith("encoders.")]
     layers = {int(name.split("layers.")[1].split(".")[0]) for name in saved if "layers." in name}
     assert layers == {"frozen": set(), "lora": set(), "last_n": {1, 2, 3, 4, 5, 6}, "full": set(range(7))}[line.tune[0]]

@@ -96,8 +96,8 @@ def test_prompt_comes_before_the_trained_one(tiny_run: Path, images: list[Path],
 
 def test_stage(tiny_run: Path, images: list[Path]) -> None:
     use_plugin("tinyparts")
-    assert load_run(tiny_run).checkpoint == tiny_run / "finetune" / "best"
-    assert load_run(tiny_run, stage="warm").checkpoint == tiny_run / "warm" / "best"
+    assert load_run(tiny_run).checkpoint == tiny_run / "finetune" / "checkpoints" / "best"
+    assert load_run(tiny_run, stage="warm").checkpoint == tiny_run / "warm" / "checkpoints" / "best"
     with pytest.raises(RunError, match="stage 'cold'"):
         load_run(tiny_run, stage="cold")
 

@@ -80,14 +80,18 @@ def is_finished(root: Path) -> bool:
 
 
 def position(root: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in (root / "runs").glob("*/*/*/*")))
+    return tuple(sorted(path.name for path in (root / "runs").glob("*/*/*/checkpoints/*")))
 
 
 def wait_for_progress(root: Path, process: subprocess.Popen[bytes]) -> None:
     """Until this child has written a checkpoint, so that kills fall into training and not into imports."""
     started = time.time()
     while process.poll() is None and time.time() - started < 120:
-        written = [path.stat().st_mtime for path in (root / "runs").glob("*/*/*/latest*/config.json")] if (root / "runs").exists() else []
+        written = (
+            [path.stat().st_mtime for path in (root / "runs").glob("*/*/*/checkpoints/latest*/config.json")]
+            if (root / "runs").exists()
+            else []
+        )
         if written and max(written) > started:
             return
         time.sleep(0.005)
@@ -104,8 +108,8 @@ def test_damaged_checkpoint_is_passed_over(untouched: Path, tmp_path: Path) -> N
     stopped.kill()
     stopped.wait()
     run = only_run(tmp_path)
-    stage = "finetune" if (run / "finetune" / "latest").exists() else "warm"
-    weights = run / stage / "latest" / "model.safetensors"
+    stage = "finetune" if (run / "finetune" / "checkpoints" / "latest").exists() else "warm"
+    weights = run / stage / "checkpoints" / "latest" / "model.safetensors"
     if weights.exists():
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1  # one flipped bit

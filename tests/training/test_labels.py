@@ -64,7 +64,7 @@ def train(recipe: Callable[..., Recipe], place: Path, monkeypatch: pytest.Monkey
 
 
 def saved(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "label" / "best" / "model.safetensors")
+    return load_file(run / "label" / "checkpoints" / "best" / "model.safetensors")
 
 
 def table(run: Path) -> dict[str, dict[str, Any]]:
@@ -110,7 +110,7 @@ def test_minus_one_trains_all_of_it(train: Any) -> None:
 def test_adapters_sit_on_the_last_layers_alone(train: Any) -> None:
     words = ("train.lora.enabled=true", "train.lora.target_layers=1", "train.lora.rank=2", "train.lora_lr=0.003")
     run, log = train(*words)
-    names = list(load_file(run / "label" / "best" / "adapter" / "vision_encoder" / "adapter_model.safetensors"))
+    names = list(load_file(run / "label" / "checkpoints" / "best" / "adapter" / "vision_encoder" / "adapter_model.safetensors"))
     assert {name.split(".")[-3] for name in names} == {"q_proj", "k_proj", "v_proj"}
     assert len(names) == 6
     assert all(".layers.1." in name for name in names)
@@ -302,7 +302,7 @@ def test_deterministic_runs_are_the_same(train: Any) -> None:
 def test_faults_are_found_before_the_first_step(train: Any, place: Path) -> None:
     table = [row for row in drawn.read_csv(place / "data" / "val.csv") if row["colour"] != "red"]
     drawn.write_csv(place / "data" / "val-one.csv", table)
-    ready = len(list((place / "runs").glob("*/*/*/latest")))
+    ready = len(list((place / "runs").glob("*/*/*/checkpoints/latest")))
     one = "data.tables.val=val-one.csv"
     without_val = ("~data.tables.val", "train.early_stopping.metric=val_loss", "train.early_stopping.patience=null")
     for words, said in (
@@ -314,4 +314,4 @@ def test_faults_are_found_before_the_first_step(train: Any, place: Path) -> None
         with pytest.raises(EyegraftError) as caught:
             train(*words)
         assert said in str(caught.value)
-    assert len(list((place / "runs").glob("*/*/*/latest"))) == ready
+    assert len(list((place / "runs").glob("*/*/*/checkpoints/latest"))) == ready

@@ -30,7 +30,8 @@ from eyegraft.training.checkpoints import read_config
 from eyegraft.training.checkup import check_recipe
 from eyegraft.training.features import stored_readers
 from eyegraft.training.runs import read_run
-from eyegraft.training.stages import build_model, load_model, restore_inputs, stop_at_other_inputs, teach_inputs
+from eyegraft.training.stages import build_model, load_model, restore_inputs, teach_inputs
+from eyegraft.training.starts import stop_at_other_inputs
 
 SENSOR = json.dumps(weather.SENSOR).replace('"', "").replace("made-up", "made_up")
 SPLITS = ("train", "val", "test", "test_new_station", "test_new_both")
@@ -77,7 +78,7 @@ def test_patches_are_learned_from(recipe: Callable[..., Recipe], base: Path) -> 
     last = [row for row in rows if row["kind"] == "train"][-1]
     assert last["rmse_norm"] ** 2 == pytest.approx(last["loss"])
     assert last["rmse_kelvin"] == pytest.approx(last["rmse_norm"] * read_run(run).facts["stages"]["ta"]["learned"]["std"])
-    learned = read_config(run / "ta" / "best")["inputs"]
+    learned = read_config(run / "ta" / "checkpoints" / "best")["inputs"]
     store = opened(base / "patches" / "train")
     middle = np.nanmean(store.read(np.arange(len(store)), ["x"])["x"], axis=(0, 2, 3))
     assert [band["mean"] for band in learned["image"]["sensor"]["bands"]] == pytest.approx(middle[:2].tolist(), rel=1e-4)
@@ -108,7 +109,7 @@ def test_given_statistics_are_taken_and_others_refused(recipe: Callable[..., Rec
     file = tmp_path / "statistics.json"
     write_statistics(file, fitted, train_store=None, source="input_statistics_2022.json")
     first = eyegraft.training.train(recipe(f"data.satellite.statistics={file}", "train.epochs=1"))
-    bands = read_config(first / "ta" / "best")["inputs"]["image"]["sensor"]["bands"]
+    bands = read_config(first / "ta" / "checkpoints" / "best")["inputs"]["image"]["sensor"]["bands"]
     assert bands[0]["std"] == pytest.approx(fitted["inputs"]["bt_00"]["std"])
     with pytest.raises(PartError, match=r"(?s)sensor made_up of these patches is not.*band ir: std .* there"):
         eyegraft.training.train(recipe(f"train.init_from={first}", "experiment_name=other"))
@@ -171,9 +172,9 @@ def test_pretraining_on_patches_without_numbers(recipe: Callable[..., Recipe], k
     rows = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["val_loss"] for row in rows if row["kind"] == "val"]
     assert losses[-1] < losses[0]
-    assert read_config(run / "ta" / "best")["lineage"] == ["pretrain", "ta"]
-    before = read_config(run / "pretrain" / "best")["inputs"]["image"]
-    assert before == read_config(run / "ta" / "best")["inputs"]["image"], "both stages see the same numbers"
+    assert read_config(run / "ta" / "checkpoints" / "best")["lineage"] == ["pretrain", "ta"]
+    before = read_config(run / "pretrain" / "checkpoints" / "best")["inputs"]["image"]
+    assert before == read_config(run / "ta" / "checkpoints" / "best")["inputs"]["image"], "both stages see the same numbers"
 
 
 def test_a_split_that_is_not_there_is_named(recipe: Callable[..., Recipe]) -> None:
@@ -266,7 +267,7 @@ def test_a_stage_does_not_start_from_maps_that_were_scaled_otherwise(
     recipe: Callable[..., Recipe], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = eyegraft.training.train(recipe("train.epochs=1", "evaluation.after_training=false"))
-    best = run / "ta" / "best"
+    best = run / "ta" / "checkpoints" / "best"
     inputs = read_config(best)["inputs"]
     stop_at_other_inputs(best, inputs)
     assert "scaled by other means" not in caplog.text

@@ -86,17 +86,19 @@ def test_only_what_the_objective_reads_trains(finished: tuple[str, Path]) -> Non
     assert {part: row["mode"] for part, row in table.items() if row["trainable"]} == {"vision_encoder": "full", "objective": "full"}
     assert {part for part, row in table.items() if row["mode"] == "frozen"} == set(table) - {"vision_encoder", "objective"} >= {"head"}
     assert table["vision_encoder"]["trainable"] == table["vision_encoder"]["parameters"]
-    names = set(saved(run / "pretrain" / "best"))
+    names = set(saved(run / "pretrain" / "checkpoints" / "best"))
     assert {name.split(".")[0] for name in names} == {"encoders", "objective"}
     own = {name.split(".")[1] for name in names if name.startswith("objective.")}
     assert own == {"mae": {"decoder"}, "dino": {"head", "teacher", "teacher_head", "centre"}}[kind]
-    optimised = {key.split("|")[0].split(".")[1] for key in load_file(run / "pretrain" / "latest" / "optimizer.safetensors")}
+    optimised = {
+        key.split("|")[0].split(".")[1] for key in load_file(run / "pretrain" / "checkpoints" / "latest" / "optimizer.safetensors")
+    }
     assert optimised == {"mae": {"decoder", "image"}, "dino": {"head", "image"}}[kind], "no teacher"
 
 
 def test_the_next_stage_starts_from_the_encoder_alone(finished: tuple[str, Path]) -> None:
     _, run = finished
-    before, after = saved(run / "pretrain" / "best"), saved(run / "ta" / "best")
+    before, after = saved(run / "pretrain" / "checkpoints" / "best"), saved(run / "ta" / "checkpoints" / "best")
     encoder = {name for name in before if name.startswith("encoders.image")}
     assert encoder
     assert all(torch.equal(before[name], after[name]) for name in encoder), "frozen in the second stage, so still what the first made"

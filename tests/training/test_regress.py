@@ -193,7 +193,7 @@ def test_other_truths_in_test_change_no_weight_and_no_scale(recipe: Callable[...
         rows = read(place / "data" / f"{split}.csv")
         write(other / f"{split}.csv", [{**row, "ta": float(row["ta"]) + 1000 * (split == "test")} for row in rows])
     runs = [eyegraft.training.train(recipe(data=data, max_steps=3), fresh=True) for data in (place / "data", other)]
-    first, second = ((run / "numbers" / "best" / "model.safetensors").read_bytes() for run in runs)
+    first, second = ((run / "numbers" / "checkpoints" / "best" / "model.safetensors").read_bytes() for run in runs)
     assert first == second
     stages = [facts(run)["stages"]["numbers"] for run in runs]
     assert stages[0]["learned"] == stages[1]["learned"]

@@ -74,7 +74,7 @@ def test_run_folder(small_run: Path) -> None:
     assert stage["best"]["metric"] == "val_loss"
     modes = {row["part"]: (row["mode"], row["trainable"] > 0) for row in stage["trainable"]}
     assert modes == {"vision_encoder": ("last_n", True), "connector": ("full", True), "head": ("lora", True)}
-    best = small_run / "only" / "best"
+    best = small_run / "only" / "checkpoints" / "best"
     assert not (best / "optimizer.safetensors").exists(), "only `latest` carries what resuming needs"
     assert (best / "adapter" / "head" / "adapter_model.safetensors").exists()
     saved = load_file(best / "model.safetensors")
@@ -106,7 +106,7 @@ def test_reloaded_run_gives_the_loss_that_training_wrote(small_run: Path) -> Non
 
     opened = read_run(small_run)
     model, task, path = load_model(opened)
-    assert path == small_run / "only" / "best"
+    assert path == small_run / "only" / "checkpoints" / "best"
     objective = build_objective(task, opened.recipe.stage("only"))
     data = load_samples(opened.recipe.data)
     settings = opened.recipe.stage("only")
@@ -164,7 +164,7 @@ def test_interrupted_run_with_adapters_goes_on_to_the_same_bits(
     assert not json.loads((run / "run.json").read_text(encoding="utf-8"))["finished"]
     with caplog.at_level(logging.INFO, logger="eyegraft"):
         assert train(recipe) == run, "the same call goes on with the same run"
-    assert f"going on from {run / 'only' / 'latest'}: epoch {1 + step // 3}, step {step}" in caplog.text
+    assert f"going on from {run / 'only' / 'checkpoints' / 'latest'}: epoch {1 + step // 3}, step {step}" in caplog.text
     assert rows(run) == rows(small_run)
     assert tensors(run) == tensors(small_run)
 
@@ -202,7 +202,7 @@ HARDLY = "learning_rate=1e-12"  # so little that what a stage ends with is what 
 
 
 def weights(run: Path, stage: str, which: str = "best") -> dict[str, torch.Tensor]:
-    return load_file(run / stage / which / "model.safetensors")
+    return load_file(run / stage / "checkpoints" / which / "model.safetensors")
 
 
 def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -216,7 +216,10 @@ def test_second_stage_starts_from_the_best_of_the_first(data: Path, tmp_path: Pa
     assert set(best) <= set(second), "what the first stage trained is saved by the second too"
     assert apart(best, second) < 1e-9
     assert apart(latest, second) > 1e-3
-    lineage = [json.loads((run / stage / "best" / "config.json").read_text(encoding="utf-8"))["lineage"] for stage in ("warm", "finetune")]
+    lineage = [
+        json.loads((run / stage / "checkpoints" / "best" / "config.json").read_text(encoding="utf-8"))["lineage"]
+        for stage in ("warm", "finetune")
+    ]
     assert lineage == [["warm"], ["warm", "finetune"]]
 
 
@@ -231,7 +234,9 @@ def test_init_from_another_run(data: Path, tmp_path: Path, tiny_run: Path) -> No
 
 def test_init_from_keeps_adapters(folders: Any, data: Path, tmp_path: Path, small_run: Path) -> None:
     run = train(small_recipe(folders, data, tmp_path, f"train.init_from={small_run}", f"train.{HARDLY}", "stages.only.epochs=1"))
-    there, here = (load_file(place / "only" / "best" / "adapter" / "head" / "adapter_model.safetensors") for place in (small_run, run))
+    there, here = (
+        load_file(place / "only" / "checkpoints" / "best" / "adapter" / "head" / "adapter_model.safetensors") for place in (small_run, run)
+    )
     assert apart(there, here) < 1e-9
     assert rows(run)[0]["loss"] < rows(small_run)[0]["loss"]
 
@@ -334,4 +339,4 @@ def test_plan_is_logged(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFix
         train(tiny_recipe(data, tmp_path, "train.max_steps=1"))
     assert "part            mode          parameters     trainable        lr" in caplog.text
     assert "stage finetune from " in caplog.text
-    assert "warm/best" in caplog.text
+    assert "warm/checkpoints/best" in caplog.text

@@ -19,7 +19,8 @@ from eyegraft.config import BESIDE_THE_RESULT, staged
 from eyegraft.errors import RunError, nearest
 from eyegraft.evaluation._pairs import Pairs
 from eyegraft.files import file_sha256
-from eyegraft.training.checkpoints import find_checkpoint, read_config
+from eyegraft.training.checkpoints import checkpoints_of, find_checkpoint, read_config
+from eyegraft.training.runs import needed_stages
 
 _APART = {*BESIDE_THE_RESULT, "seed", "title", "experiment_name"}
 """Keys with a column or a path of their own, and those that decide nothing."""
@@ -38,16 +39,17 @@ class Value:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run.
+    """One run, or one of its stages.
 
     Attributes:
-        run: its folder.
+        run: its folder, followed by `@STAGE` where a stage was named.
         settings: the recipe's keys in which the compared runs differ (dotted), with this run's values; None where it lacks the key.
         seconds: of training, over all stages.
         trained_parameters: of the stage that `best` stands for.
         stage, epoch, watched, best: the validation value that chose the checkpoint; epoch counts from 1.
         metrics: of the model on the split, empty where it was not evaluated.
         difference: this run less the reference on the compared metric, paired by sample.
+        differences: the same on every metric, where that was asked for.
         marks: what sets it apart from the others, or makes it incomplete.
     """
 
@@ -63,6 +65,7 @@ class Entry:
     best: float | None = None
     metrics: dict[str, Value] = field(default_factory=dict)
     difference: Value | None = None
+    differences: dict[str, Value] = field(default_factory=dict)
     marks: tuple[str, ...] = ()
 
 
@@ -110,18 +113,19 @@ class _Read:
     result: Mapping[str, Any] | None
 
 
-def compare_runs(folders: Sequence[Path | str], *, split: str = "test", metric: str | None = None) -> Comparison:
+def compare_runs(runs: Sequence[Path | str], *, split: str = "test", metric: str | None = None, every_metric: bool = False) -> Comparison:
     """Put runs into one table.
 
     Args:
-        folders: run folders, and folders of runs, which stand for all runs in them.
+        runs: run folders, and folders of runs, which stand for all runs in them; `FOLDER@STAGE` is a run after that stage.
         split: whose evaluation is shown, where there is one.
         metric: of the split, for the differences; None takes the first of the best run.
+        every_metric: also give the differences in all the others.
 
     Raises:
-        RunError: a folder is no run and holds none, or no run was evaluated by `metric`.
+        RunError: a folder is no run and holds none, lacks the stage, or no run was evaluated by `metric`.
     """
-    reads = [_read(folder, split) for folder in run_folders(folders)]
+    reads = [_read(folder, split, stage) for folder, stage in named_runs(runs)]
     keys = _differing([{key: value for key, value in read.plain.items() if key not in _APART} for read in reads])
     apart, notes = _told_apart(reads, split, by_seed=_unevenly_seeded(reads, keys))
     known = [read for read in reads if read.entry.best is not None]
@@ -130,8 +134,8 @@ def compare_runs(folders: Sequence[Path | str], *, split: str = "test", metric: 
     if ranked and first is not None:
         sign = -1 if first.higher_is_better else 1
         reads.sort(key=lambda read: (not read.finished, read.entry.best is None, sign * (read.entry.best or 0.0)))
-    entries = [replace(read.entry, settings=_settings(read, keys), marks=(*read.entry.marks, *apart[read.folder])) for read in reads]
-    compared, reference, more = _differences(reads, entries, split, metric, ranked)
+    entries = [replace(read.entry, settings=_settings(read, keys), marks=(*read.entry.marks, *apart[read.entry.run])) for read in reads]
+    compared, reference, more = _differences(reads, entries, split, metric, ranked, every_metric)
     return Comparison(
         split=split,
         entries=tuple(entries),
@@ -145,15 +149,15 @@ def compare_runs(folders: Sequence[Path | str], *, split: str = "test", metric: 
     )
 
 
-def run_folders(folders: Sequence[Path | str]) -> list[Path]:
-    """Each run once, in the order given; a folder of runs stands for those in it, by name.
+def named_runs(runs: Sequence[Path | str]) -> list[tuple[Path, str | None]]:
+    """Each run once, in the order given, with the stage that was named; a folder of runs stands for those in it, by name.
 
     Raises:
         RunError: nothing there is a run.
     """
-    found: dict[Path, Path] = {}
-    for given in folders:
-        place = Path(given).expanduser()
+    found: dict[tuple[Path, str | None], tuple[Path, str | None]] = {}
+    for given in runs:
+        place, stage = _parted(given)
         itself = [place / "run.json"] if (place / "run.json").is_file() else []
         here = itself or sorted(place.glob("*/run.json")) or sorted(place.glob("*/*/run.json"))
         if not here:
@@ -163,14 +167,21 @@ def run_folders(folders: Sequence[Path | str]) -> list[Path]:
                 "give the folders that `eyegraft train` printed",
             )
         for path in here:
-            found.setdefault(path.parent.resolve(), path.parent)
+            found.setdefault((path.parent.resolve(), stage), (path.parent, stage))
     return list(found.values())
+
+
+def _parted(run: Path | str) -> tuple[Path, str | None]:
+    """`FOLDER@STAGE`, unless a folder has that very name."""
+    place = Path(run).expanduser()
+    folder, at, stage = place.name.rpartition("@")
+    return (place.with_name(folder), stage) if at and folder and stage and not place.exists() else (place, None)
 
 
 # ── one run ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read(folder: Path, split: str) -> _Read:
+def _read(folder: Path, split: str, wanted: str | None) -> _Read:
     """Read a run without its parts, so that plugins, weights and data need not be at hand."""
     try:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -180,19 +191,25 @@ def _read(folder: Path, split: str) -> _Read:
         raise RunError(
             f"{folder} cannot be read ({type(error).__name__})", "a whole run.json and recipe.yaml", "leave this run out"
         ) from error
-    states = {name: facts.get("stages", {}).get(name, {}) for name in stages}
-    unfinished = [name for name in stages if states[name].get("status") != "finished"]
+    needed = [wanted] if wanted is not None else needed_stages(stages, facts.get("stages", {}))
+    if wanted is not None and wanted not in stages:
+        raise RunError(f"{folder} has no stage {wanted!r}", f"one of {', '.join(stages)}", nearest(wanted, stages))
+    upto = stages if wanted is None else stages[: stages.index(wanted) + 1]
+    states = {name: facts.get("stages", {}).get(name, {}) for name in upto}
+    unfinished = [name for name in needed if states[name].get("status") != "finished"]
     marks = [f"unfinished: {', '.join(unfinished)}"] if unfinished else []
-    stage, best = _best(folder, states)
+    stage, best = _best(folder, states if wanted is None else {wanted: states[wanted]})
     settings = staged(plain["train"], plain["stages"][stage])
     rule = settings.get("early_stopping", {})
-    result, stale = _result(folder, split)
+    result, stale = _result(folder, split, wanted)
     if stale:
         marks.append(f"{split} results are of an older checkpoint")
+    if result is None and wanted is not None:
+        marks.append(f"no {split} results: eyegraft evaluate {folder} --stage {wanted}")
     watched = best.get("metric") or rule.get("metric", "val_loss")
     value = best.get("value")
     entry = Entry(
-        run=str(folder),
+        run=str(folder) if wanted is None else f"{folder}@{wanted}",
         recipe=facts.get("recipe", ""),
         seed=facts.get("seed", 0),
         seconds=_seconds(folder, states),
@@ -225,17 +242,26 @@ def _best(folder: Path, states: Mapping[str, Mapping[str, Any]]) -> tuple[str, M
     if finished:
         return finished[-1], states[finished[-1]].get("best", {})
     for name in states:
-        checkpoint = find_checkpoint(folder / name / "best")
+        checkpoint = find_checkpoint(checkpoints_of(folder / name) / "best")
         if checkpoint is not None:
             config = read_config(checkpoint)
             return name, {"metric": config["metric"], "value": config["best"], "epoch": config["epoch"]}
     return next(iter(states)), {}
 
 
-def _result(folder: Path, split: str) -> tuple[Mapping[str, Any] | None, bool]:
-    """The evaluation of a split, and whether another checkpoint has taken the place of the one that it is of."""
+def _result(folder: Path, split: str, stage: str | None) -> tuple[Mapping[str, Any] | None, bool]:
+    """The evaluation of a split, and whether another checkpoint has taken the place of the one that it is of. That of the run's last stage
+    stands under the name of the split alone."""
+    if stage is not None:
+        found = _result_in(folder, f"{split}@{stage}")
+        last = _result_in(folder, split) if found[0] is None else found
+        return last if last[0] is not None and last[0]["checkpoint"].get("stage") == stage else (None, False)
+    return _result_in(folder, split)
+
+
+def _result_in(folder: Path, name: str) -> tuple[Mapping[str, Any] | None, bool]:
     try:
-        result = json.loads((folder / "evaluation" / f"{split}.json").read_text(encoding="utf-8"))
+        result = json.loads((folder / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
         used = result["checkpoint"]
         place = Path(used["path"])
         if place.anchor or ".." in place.parts:
@@ -246,7 +272,7 @@ def _result(folder: Path, split: str) -> tuple[Mapping[str, Any] | None, bool]:
         return None, False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{folder}/evaluation/{split}.json cannot be read ({type(error).__name__})",
+            f"{folder}/evaluation/{name}.json cannot be read ({type(error).__name__})",
             "what `eyegraft evaluate` wrote",
             f"run `eyegraft evaluate {folder}` again",
         ) from error
@@ -289,9 +315,9 @@ def _loss(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 # ── many runs ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _told_apart(reads: Sequence[_Read], split: str, *, by_seed: bool) -> tuple[dict[Path, list[str]], list[str]]:
+def _told_apart(reads: Sequence[_Read], split: str, *, by_seed: bool) -> tuple[dict[str, list[str]], list[str]]:
     """What sets single runs apart from most others, and why runs must not be ranked against each other."""
-    marks: dict[Path, list[str]] = {read.folder: [] for read in reads}
+    marks: dict[str, list[str]] = {read.entry.run: [] for read in reads}
     sentences = []
     aspects: list[tuple[str, str, list[tuple[_Read, Any]]]] = [
         (
@@ -324,12 +350,12 @@ def _told_apart(reads: Sequence[_Read], split: str, *, by_seed: bool) -> tuple[d
     return marks, sentences
 
 
-def _mark(marks: dict[Path, list[str]], mark: str, values: Sequence[tuple[_Read, Any]]) -> bool:
+def _mark(marks: dict[str, list[str]], mark: str, values: Sequence[tuple[_Read, Any]]) -> bool:
     """Mark the runs whose value is not the most common one; gives whether there are any."""
     counts = Counter(value for _, value in values).most_common()
     for read, value in values:
         if value != counts[0][0]:
-            marks[read.folder].append(mark)
+            marks[read.entry.run].append(mark)
     return len(counts) > 1
 
 
@@ -343,7 +369,7 @@ def _how_ranked(reads: Sequence[_Read], ranked: bool, first: _Read | None) -> li
 
 
 def _differences(
-    reads: Sequence[_Read], entries: list[Entry], split: str, metric: str | None, ranked: bool
+    reads: Sequence[_Read], entries: list[Entry], split: str, metric: str | None, ranked: bool, every_metric: bool
 ) -> tuple[str | None, str | None, list[str]]:
     """Fill in the paired differences from the best run; gives the metric, the best run and what must be said."""
     from eyegraft.evaluation.run import MIN_SAMPLES
@@ -360,16 +386,21 @@ def _differences(
         return metric, None, [f"The best run by validation has no {split} results: eyegraft evaluate {best.entry.run}"]
     metric = metric or next(iter(best.entry.metrics))
     grouped = best.plain.get("data", {}).get("columns", {}).get("group") is not None
-    pairs, unknown = Pairs(best.folder, best.result, metric, grouped=grouped), set()
+    pairs, unknown = Pairs(best.folder, best.result, grouped=grouped), set()
     for place, read in enumerate(reads):
-        if read is best or read.result is None or metric not in read.entry.metrics:
+        if read is best or read.result is None:
             continue
-        value, low, high = pairs.difference(read.folder, read.result)
-        if math.isfinite(value):
+        found = {}
+        for name in names if every_metric else [metric]:
+            if name not in read.entry.metrics or name not in best.entry.metrics:
+                continue
+            value, low, high = pairs.difference(read.folder, read.result, name)
             known = math.isfinite(low)
-            entries[place] = replace(entries[place], difference=Value(value, low if known else None, high if known else None))
-        if not math.isfinite(low):
-            unknown.add(pairs.why)
+            if math.isfinite(value):
+                found[name] = Value(value, low if known else None, high if known else None)
+            if not known and name == metric:
+                unknown.add(pairs.why)
+        entries[place] = replace(entries[place], difference=found.get(metric), differences=found if every_metric else {})
     notes = [f"Differences in {metric} are paired by sample, against the best run by validation, with 95 % bootstrap intervals."]
     if best.result["num_samples"] < MIN_SAMPLES:
         notes.append(f"{split} has {best.result['num_samples']} samples: too few to tell runs apart.")

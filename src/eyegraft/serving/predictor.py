@@ -13,7 +13,7 @@ from eyegraft.data.images import check_image
 from eyegraft.data.patch_rows import PatchRows, opened
 from eyegraft.errors import DataError, RunError
 from eyegraft.sensors import Sensor
-from eyegraft.training.runs import read_run
+from eyegraft.training.runs import read_place
 from eyegraft.training.stages import load_model
 from eyegraft.types import PatchSpec, Sample
 
@@ -26,9 +26,13 @@ class Predictor:
     """
 
     def __init__(self, run: Path | str, *, stage: str | None = None) -> None:
-        found = read_run(run)
+        found, inside, which = read_place(run)
+        if stage is not None and inside not in (None, stage):
+            raise RunError(
+                f"stage {stage!r} of {run}, which is of stage {inside!r}", "one stage", f"give {found.folder}, or leave --stage out"
+            )
         self._recipe = found.recipe
-        self._model, self._task, self.checkpoint = load_model(found, stage)
+        self._model, self._task, self.checkpoint = load_model(found, stage or inside, which)
 
     def predict(
         self,

@@ -37,6 +37,34 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 OBJECTIVE = "objective."
 """How names of an objective's own tensors begin."""
+FINAL = "model_final.safetensors"
+"""In a stage's folder once it has ended: the tensors of its best checkpoint."""
+_NAMES = tuple(f"{name}{state}" for name in ("best", "latest") for state in ("", ".writing", ".previous"))
+
+
+def checkpoints_of(stage: Path) -> Path:
+    """The folder of a stage's `best` and `latest`: `checkpoints`. In runs of before there was one they lie in the stage's folder itself,
+    and go on there."""
+    before = not (stage / "checkpoints").is_dir() and any((stage / name).is_dir() for name in _NAMES)
+    return stage if before else stage / "checkpoints"
+
+
+def keep_final(stage: Path, checkpoint: Path) -> None:
+    """Give the tensors of a checkpoint their place in the stage's folder, whole or not at all, and without a second copy where the file
+    system can do without. Adapters stay in the checkpoint, in PEFT's own format."""
+    draft = stage / f".{FINAL}.tmp"
+    source = checkpoint / "model.safetensors"
+    with disk_errors(stage / FINAL):
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(source, draft)  # a checkpoint's files are never written again: a new one is a new folder
+        except OSError:  # such as FAT, or some network drives
+            shutil.copyfile(source, draft)
+            with draft.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        draft.replace(stage / FINAL)
+        draft.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
+        _sync_folder(stage)
 
 
 def save_checkpoint(

@@ -24,7 +24,7 @@ from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load
 from eyegraft.errors import DataError, RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import save_checkpoint
+from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint
 from eyegraft.training.schedule import rate_factor
 from eyegraft.training.trackers import MetricsFile, Row
 from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
@@ -355,7 +355,7 @@ class StageTrainer:
             "inputs": dict(self.data.inputs),
         }
         save_checkpoint(
-            self.folder / name,
+            checkpoints_of(self.folder) / name,
             self.model,
             self.recipe,
             saved=self.plan.saved,

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -21,9 +21,9 @@ from eyegraft.composition import validate
 from eyegraft.config import BESIDE_THE_RESULT, Recipe
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.samples import PreparedData
-from eyegraft.errors import RunError
+from eyegraft.errors import RunError, nearest
 from eyegraft.files import write_atomically
-from eyegraft.training.checkpoints import find_checkpoint
+from eyegraft.training.checkpoints import FINAL, checkpoints_of, find_checkpoint
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("eyegraft", "torch", "transformers", "peft", "timm", "lightning-fabric", "safetensors", "numpy", "pillow", "sacrebleu")
@@ -64,6 +64,15 @@ class Run:
     def is_finished(self, stage: str) -> bool:
         return bool(self.facts["stages"].get(stage, {}).get("status") == "finished")
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """See `needed_stages`."""
+        return needed_stages(list(self.recipe.stages), self.facts["stages"])
+
+    def log_file(self, name: str) -> Path:
+        """Where what is said from now on is kept: `logs/<name>_<date>_<time>.log`."""
+        return self.folder / "logs" / f"{name}_{datetime.now():%Y%m%d_%H%M%S}.log"
+
     def note_data(self, data: PreparedData) -> None:
         """Write down what the data are; on resume, refuse other ones.
 
@@ -95,7 +104,8 @@ class Run:
             RunError: there is none.
         """
         for name in [stage] if stage else reversed(list(self.recipe.stages)):
-            found = find_checkpoint(self.folder / name / which) or find_checkpoint(self.folder / name / "latest")
+            place = checkpoints_of(self.folder / name)
+            found = find_checkpoint(place / which) or find_checkpoint(place / "latest")
             if found is not None:
                 return found
         raise RunError(
@@ -103,6 +113,16 @@ class Run:
             f"a run that trained one of {', '.join(self.recipe.stages)}",
             "run `eyegraft train` again: it goes on where it stopped",
         )
+
+
+def needed_stages(stages: Sequence[str], started: Collection[str]) -> tuple[str, ...]:
+    """The stages that a run is to end with: all but those that a later one, which started from another run, has done without.
+
+    Args:
+        started: the stages that this run has begun.
+    """
+    last = max((place for place, name in enumerate(stages) if name in started), default=-1)
+    return tuple(name for place, name in enumerate(stages) if name in started or place > last)
 
 
 def read_run(folder: Path | str) -> Run:
@@ -117,9 +137,40 @@ def read_run(folder: Path | str) -> Run:
         plain = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         inside = sorted(str(path.parent) for path in place.glob("**/run.json"))[-3:] if place.is_dir() else []
+        around = _around(place)
         fix = f"give one of {', '.join(inside)}" if inside else "give the folder that `eyegraft train` printed"
+        fix = f"give {around}, which it is a part of" if around is not None else fix
         raise RunError(f"{place} is no run folder ({type(error).__name__})", "a folder with run.json and recipe.yaml", fix) from error
     return Run(place, validate(plain), facts)
+
+
+def read_place(given: Path | str) -> tuple[Run, str | None, str]:
+    """A run, the stage in it, and which of its checkpoints, from the path of a run, of a stage's folder (the same as its `best`,
+    `checkpoints` or `model_final.safetensors`), or of a checkpoint. None for the stage: the last one that has a checkpoint.
+
+    Raises:
+        RunError: it is none of these.
+    """
+    place = Path(given).expanduser()
+    folder = _around(place)
+    if (place / "run.json").is_file() or folder is None:
+        return read_run(place), None, "best"
+    run = read_run(folder)
+    stage, *rest = place.absolute().relative_to(folder).parts
+    if stage not in run.recipe.stages:
+        names = ", ".join(str(folder / name) for name in run.recipe.stages)
+        raise RunError(f"{place}: {folder} has no stage {stage!r}", f"the run or one of {names}", nearest(stage, run.recipe.stages))
+    kept = [part for part in rest if part != "checkpoints"] or ["best"]
+    if kept not in (["best"], ["latest"], [FINAL]):
+        raise RunError(
+            f"{place} is no checkpoint of {folder}", "a run, a stage of it, or best or latest of a stage", f"give {folder / stage}"
+        )
+    return run, stage, "latest" if kept == ["latest"] else "best"
+
+
+def _around(place: Path) -> Path | None:
+    """The run folder that a path leads into."""
+    return next((folder for folder in place.absolute().parents[:3] if (folder / "run.json").is_file()), None)
 
 
 def open_run(recipe: Recipe, *, resume: str | None = None, fresh: bool = False) -> Run:

@@ -15,24 +15,24 @@ import torch
 
 from eyegraft.answering import answer_samples, num_tokens, pad_id_of, readers_of, tokenizer_of
 from eyegraft.config import Recipe, Settings
-from eyegraft.console import progress, track
+from eyegraft.console import log_to, progress, track
 from eyegraft.data.batches import Examples, derived_seed, load_batches
 from eyegraft.data.columns import check_columns
 from eyegraft.data.inputs import learn_inputs, with_learned
 from eyegraft.data.patch_rows import PatchRows, stop_at_shared_readings
 from eyegraft.data.samples import PreparedData, base_folder, load_samples
 from eyegraft.data.text import Encoded, Targets
-from eyegraft.errors import DataError, PartError, RecipeError, RunError, nearest, shown
+from eyegraft.errors import DataError, RecipeError, nearest, shown
 from eyegraft.files import disk_errors
 from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
-from eyegraft.sensors import Sensor
 from eyegraft.tasks import Task
-from eyegraft.training.checkpoints import find_checkpoint, load_objective, load_weights, read_config, settle
+from eyegraft.training.checkpoints import checkpoints_of, find_checkpoint, keep_final, load_objective, load_weights, read_config, settle
 from eyegraft.training.features import frozen_modalities, stored_readers
 from eyegraft.training.loop import StageData, StageTrainer, watched_direction
 from eyegraft.training.perturbation import effects_of
-from eyegraft.training.runs import Run, locked, open_run, plan_rows, read_run
+from eyegraft.training.runs import Run, locked, open_run, plan_rows
+from eyegraft.training.starts import stages_to_train, start_of, stop_at_other_inputs
 from eyegraft.training.trackers import open_trackers
 from eyegraft.tuning import make_plan
 from eyegraft.types import ColumnSpec, PatchSpec, Sample
@@ -43,21 +43,23 @@ log = logging.getLogger(__name__)
 def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
     """See `eyegraft.training.train`."""
     run = open_run(recipe, resume=resume, fresh=fresh)
-    with locked(run), disk_errors(run.folder):
+    with locked(run), log_to(run.log_file("train")), disk_errors(run.folder):
+        log.info("run folder %s", run.folder)
+        todo = stages_to_train(run)
         quarantine = run.folder / "quarantine.jsonl"
         with progress("checking images", None) as advance:
             data = load_samples(
-                recipe.data, read_images=recipe.reads_images, quarantine_file=quarantine, progress=lambda done, total: advance()
+                recipe.data, read_images=recipe.reads_images, panoramas=recipe.views is not None, quarantine_file=quarantine, progress=lambda done, total: advance()
             )
         stop_without_train(data)
         run.note_data(data)
         if data.quarantined:
             log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
         read: dict[str, dict[str, Sequence[Encoded]]] = {}
-        for stage in recipe.stage_names:
-            if not run.is_finished(stage):
+        for stage in todo:
+            with log_to(run.log_file(stage)):
                 _train_stage(run, stage, data, read)
-        run.facts["finished"] = all(run.is_finished(stage) for stage in recipe.stages)
+        run.facts["finished"] = all(run.is_finished(stage) for stage in run.needed)
         run.save()
     return run.folder
 
@@ -85,34 +87,6 @@ def stop_at_split(recipe: Recipe, stage: str, data: PreparedData) -> None:
     patches = {split: samples for split, samples in data.splits.items() if isinstance(samples, PatchRows)}
     if wanted in patches and wanted != "train":
         stop_at_shared_readings({split: rows for split, rows in patches.items() if split != "train"}, (wanted,))
-
-
-def stop_at_other_inputs(start: Path | None, inputs: Mapping[str, Any]) -> None:
-    """Weights that saw the same sensor or map under other statistics saw other numbers. Of further columns it is said, not refused: another
-    table has other means, and learning from it is what starting from a run is for.
-
-    Raises:
-        PartError: the checkpoint that a stage starts from was trained on patches of another sensor, or scaled otherwise.
-    """
-    before = (read_config(start).get("inputs") or {}) if start is not None else {}
-    if "sensor" in before.get("image", {}) and "sensor" in inputs.get("image", {}):
-        mine, theirs = (Sensor.model_validate(facts["image"]["sensor"]) for facts in (inputs, before))
-        mine.require_same(theirs, here="these patches", there=f"the checkpoint {start}")
-    maps = _scaled_otherwise(inputs, before, "image", "extra_statistics")
-    if maps:
-        given, fix = (
-            f"extra_channels {shown(maps)} with other statistics than in {start}",
-            "give the statistics.json that it was trained with",
-        )
-        raise PartError(given, "one mean and standard deviation of each map", fix)
-    columns = _scaled_otherwise(inputs, before, "context", "statistics")
-    if columns:
-        log.warning("context_encoder starts from %s, which saw %s scaled by other means", start, shown(columns))
-
-
-def _scaled_otherwise(inputs: Mapping[str, Any], before: Mapping[str, Any], modality: str, key: str) -> list[str]:
-    mine, theirs = (facts.get(modality, {}).get(key) or {} for facts in (inputs, before))
-    return [name for name in mine if name in theirs and not np.allclose(mine[name], theirs[name], rtol=1e-6, atol=0)]
 
 
 def make_fabric(recipe: Recipe, precision: str) -> Any:
@@ -333,13 +307,14 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     recipe, settings, folder = run.recipe, run.recipe.stage(stage), run.folder / stage
     folder.mkdir(exist_ok=True)
     started, fabric = time.monotonic(), make_fabric(recipe, settings.precision)
+    kept = checkpoints_of(folder)
     for name in ("best", "latest"):
-        settle(folder / name)
-    latest = find_checkpoint(folder / "latest")
+        settle(kept / name)
+    latest = find_checkpoint(kept / "latest")
     model = build_model(recipe)
     task = build_task(recipe, settings)
     objective = build_objective(task, settings)
-    start, lineage = (latest, read_config(latest)["lineage"][:-1]) if latest is not None else _start_of(run, stage)
+    start, lineage = (latest, read_config(latest)["lineage"][:-1]) if latest is not None else start_of(run, stage)
     saved = load_weights(start, model) if start is not None else set()
     torch.manual_seed(derived_seed("plan", recipe.seed, stage))
     plan = make_plan(model, settings, objective=objective, saved=saved)
@@ -379,6 +354,9 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
         )
         at = trainer.run(latest)
         decision = _settle(run, stage, model, task, examples)
+    final = find_checkpoint(checkpoints_of(folder) / "best")
+    if final is not None:
+        keep_final(folder, final)
     best = {
         "epoch": at.best_epoch + 1,
         "step": at.best_step,
@@ -387,11 +365,12 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
         "higher_is_better": trainer.higher_is_better,
     }
     run.note_stage(stage, status="finished", seconds=round(at.seconds, 1), steps=at.step, best=best, decision=decision)
+    log.info("stage %s is finished: %d steps in %.0f s; the best is of epoch %d, in %s", stage, at.step, at.seconds, best["epoch"], final)
 
 
 def _settle(run: Run, stage: str, model: Graft, task: Task, examples: StageData) -> dict[str, Any]:
     """What the task chooses on validation data, such as a threshold, with the best weights of the stage."""
-    best = find_checkpoint(run.folder / stage / "best")
+    best = find_checkpoint(checkpoints_of(run.folder / stage) / "best")
     if examples.val is None or best is None or not task.reads_logits:
         return {}
     load_weights(best, model)
@@ -402,35 +381,9 @@ def _settle(run: Run, stage: str, model: Graft, task: Task, examples: StageData)
     return task.settle(answers, examples.val_samples)
 
 
-def _start_of(run: Run, stage: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a stage starts from, and the stages behind it: the run that it names itself, or the stage before it, or, for the
-    recipe's first stage, the run that `train` names, or nothing.
-
-    Raises:
-        RunError: the stage before it has not been trained in this run.
-    """
-    stages = list(run.recipe.stages)
-    before = stages[: stages.index(stage)]
-    named = run.recipe.stages[stage].get("init_from") or (None if before else run.recipe.train.init_from)
-    if named is not None:
-        other = read_run(named)
-        path = other.checkpoint()
-        return path, [f"{other.folder.parent.name}/{other.folder.name}/{name}" for name in read_config(path)["lineage"]]
-    if not before:
-        return None, []
-    found = find_checkpoint(run.folder / before[-1] / "best")
-    if found is None or not run.is_finished(before[-1]):
-        raise RunError(
-            f"stage {stage!r} starts from {before[-1]!r}, which this run has not trained",
-            "the stages in their order, or a run to start from",
-            f"run_stages=[{before[-1]}] first, or +stages.{stage}.init_from=RUN",
-        )
-    return found, read_config(found)["lineage"]
-
-
-def load_model(run: Run, stage: str | None = None) -> tuple[Graft, Task, Path]:
+def load_model(run: Run, stage: str | None = None, which: str = "best") -> tuple[Graft, Task, Path]:
     """The model, task and checkpoint of a run's stage (by default its last), on the run's device, ready to answer."""
-    path = run.checkpoint(stage)
+    path = run.checkpoint(stage, which)
     config = read_config(path)
     model = build_model(run.recipe)
     load_weights(path, model)
