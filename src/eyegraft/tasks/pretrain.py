@@ -1,4 +1,4 @@
-"""Pictures or patches to nothing: an encoder learns from what it reads alone, and a later stage starts from what it has learned."""
+"""Pictures, panoramas or patches to nothing: an encoder learns from what it reads alone, and a later stage starts from that."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Config(Strict):
 class PretrainTask:
     """Rows need no labels, and those that they have are not looked at. Validation gives a loss and no metric."""
 
-    objectives = ("mae", "dino")
+    objectives = ("mae", "dino", "vicreg", "densecl", "condition")
     prompt = ""
     num_neighbours = 1
     reads_logits = False
