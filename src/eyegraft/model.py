@@ -43,7 +43,7 @@ class Graft(nn.Module):
             if only and modality not in only:
                 continue
             given = batch.inputs[modality]
-            tokens = given if isinstance(given, Tokens) else _seen(encoder, given)
+            tokens = given if isinstance(given, Tokens) else see(encoder, given)
             present = batch.present.get(modality)
             encoded[modality] = tokens if present is None else replace(tokens, mask=tokens.mask & present.unsqueeze(1))
         return encoded
@@ -69,7 +69,9 @@ class Graft(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts by the recipe's names; together they hold every parameter once."""
-        named: dict[str, nn.Module] = {ENCODER_NAMES[modality]: encoder for modality, encoder in self.encoders.items()}
+        named: dict[str, nn.Module] = {}
+        for modality, encoder in self.encoders.items():
+            named |= encoder.parts() if hasattr(encoder, "parts") else {ENCODER_NAMES[modality]: encoder}  # type: ignore[operator]
         for chain in self.connectors.values():
             named |= dict(chain.named_children())
         return {**named, "fusion": self.fusion, "head": self.head}
@@ -112,18 +114,19 @@ def _look_around(encoder: Any, recipe: Recipe) -> None:
     """Let the encoder see views in place of the picture.
 
     Raises:
-        RecipeError: it reads no pictures.
+        RecipeError: it reads no pictures, or maps of known classes.
     """
-    if not isinstance(encoder.spec, ImageSpec):
+    if not isinstance(encoder.spec, ImageSpec) or encoder.spec.classes:
+        reads = "maps of known classes" if isinstance(encoder.spec, ImageSpec) else "no pictures"
         raise RecipeError(
-            f"views with vision_encoder.kind={recipe.vision_encoder.kind if recipe.vision_encoder else None}, which reads no pictures",
+            f"views with vision_encoder.kind={recipe.vision_encoder.kind if recipe.vision_encoder else None}, which reads {reads}",
             "an encoder of pictures",
             "set views=null, or another vision_encoder",
         )
     encoder.spec = replace(encoder.spec, views=recipe.views)
 
 
-def _seen(encoder: Any, given: Inputs) -> Tokens:
+def see(encoder: Any, given: Inputs) -> Tokens:
     """Tokens of a batch. Views [B, V, …] go through the encoder as B·V pictures, and their tokens come back side by side, [B, V·N, D]."""
     views: Views | None = getattr(encoder.spec, "views", None)
     if views is None:
@@ -134,7 +137,8 @@ def _seen(encoder: Any, given: Inputs) -> Tokens:
     mask = tokens.mask.unflatten(0, (-1, views.num_views)).flatten(1, 2)
     num_prefix = tokens.num_prefix if tokens.grid is not None else tokens.values.shape[1]
     places = torch.from_numpy(token_places(views, tokens.grid, num_prefix)).to(values.device)
-    return replace(tokens, values=values, mask=mask, num_views=views.num_views, directions=places)
+    auxiliary = tokens.auxiliary.unflatten(0, (-1, views.num_views)).mean(1) if tokens.auxiliary is not None else None
+    return replace(tokens, values=values, mask=mask, num_views=views.num_views, directions=places, auxiliary=auxiliary)
 
 
 def _num_outputs(recipe: Recipe) -> int:

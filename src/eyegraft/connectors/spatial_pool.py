@@ -48,6 +48,9 @@ class SpatialPooling(nn.Module):
         pooled = self.projection(values.flatten(1, 2))
         return Tokens(pooled, mask.flatten(1, 2), grid=self.size, num_views=tokens.num_views, directions=directions)
 
+    def extra_repr(self) -> str:
+        return f"size={self.size}"  # the feature cache tells poolings apart by it
+
     def _shares(self, grid: tuple[int, int] | None) -> Tensor:
         """[h'·w', h·w], 1 where a token lies in a cell's bin. Bins are blocks of rows and columns; a matrix is deterministic on a GPU
         too, whose own kernel is not."""

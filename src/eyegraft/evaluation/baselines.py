@@ -23,7 +23,7 @@ from eyegraft.data.inputs import AbsentReader, ConstantReader, Reader, reader
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.text import Encoded
 from eyegraft.errors import DataError
-from eyegraft.model import Graft
+from eyegraft.model import Graft, see
 from eyegraft.tasks import Task
 from eyegraft.types import Inputs, Sample, moved_to
 
@@ -40,7 +40,7 @@ def blank(model: Graft, modality: str) -> ConstantReader:
     encoder: Any = model.encoders[modality].eval()
     plain: Any = reader(encoder.spec)
     inputs = moved_to(plain.blank(), next(model.parameters()).device)
-    return ConstantReader(moved_to(encoder(inputs), "cpu"))
+    return ConstantReader(moved_to(see(encoder, inputs), "cpu"))
 
 
 def absent(model: Graft, modality: str) -> AbsentReader:

@@ -24,14 +24,14 @@ from eyegraft.data.features import FeatureStore, Uncached, weights_sha256
 from eyegraft.data.inputs import Reader, StoredReader, reader
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.text import Targets
-from eyegraft.model import Graft
+from eyegraft.model import Graft, see
 from eyegraft.pretrained import cache_dir
 from eyegraft.tuning import is_adapted
 from eyegraft.types import ColumnSpec, ImageSpec, PatchSpec, Sample, TextSpec, Tokens, moved_to
 
 log = logging.getLogger(__name__)
 BATCH = 32
-"""Samples encoded at once. Fixed, so that a store is filled alike by any recipe."""
+"""Pictures or texts encoded at once, those of a panorama's views among them. Fixed, so that a store is filled alike by any recipe."""
 
 
 def frozen_modalities(model: Graft) -> set[str]:
@@ -106,7 +106,8 @@ def _stored(
 ) -> StoredReader:
     reduced = _encoding(model, modality)
     layout = moved_to(reduced(plain.blank()), "cpu")
-    if isinstance(plain.spec, ImageSpec) and plain.spec.patch_size is not None and layout.values.shape[1] > 1:
+    views = getattr(plain.spec, "views", None)
+    if isinstance(plain.spec, ImageSpec) and plain.spec.patch_size is not None and layout.values.shape[1] > layout.num_views:
         raise Uncached(f"pictures of a varying number of {modality} tokens", "pooled tokens, or records of one shape")
     if isinstance(plain.spec, TextSpec) and _reduction(model, modality) is None:
         raise Uncached("texts of a varying number of tokens", "one vector a text")
@@ -118,7 +119,7 @@ def _stored(
         "adapters": _adapters(model.encoders[modality]),
         "device": next(model.encoders[modality].parameters()).device.type,  # the same sums come out rounded otherwise
         "part": recipe.encoder_parts[modality].model_dump(mode="json"),
-        "reduction": type(_reduction(model, modality)).__name__,
+        "reduction": repr(_reduction(model, modality)),
         "transform": _transform(plain.spec),
         "augmentation": recipe.augmentation.model_dump() if copies else None,
         "versions": _versions(),
@@ -128,9 +129,10 @@ def _stored(
     )
     closing.callback(store.close)
     found, number = StoredReader(store, {}, layout, plain, partial(_record, modality), copies), 0
+    at_once = max(1, BATCH // views.num_views) if views is not None else BATCH
     for part in parts:
         records, samples, seeds = _wanted(part, modality, copies)
-        number += store.fill(records, _encode(reduced, modality, plain, samples, seeds, recipe.data.num_workers), batch_size=BATCH)
+        number += store.fill(records, _encode(reduced, modality, plain, samples, seeds, recipe.data.num_workers), batch_size=at_once)
         found.add(records, store.rows(records), samples)
     log.info(
         "feature cache: %s: %d records of %s bytes in %s, %d of them encoded now",
@@ -178,7 +180,7 @@ def _encoding(model: Graft, modality: str) -> Callable[[Any], Tokens]:
     @torch.inference_mode()
     def encoded(inputs: Any) -> Tokens:
         encoder.eval()
-        tokens: Tokens = reduction(encoder(moved_to(inputs, next(encoder.parameters()).device)))
+        tokens: Tokens = reduction(see(encoder, moved_to(inputs, next(encoder.parameters()).device)))
         return tokens
 
     return encoded
@@ -234,7 +236,8 @@ def _transform(spec: Any) -> Any:
         return _words(spec)
     if isinstance(spec, PatchSpec):
         return {**asdict(replace(spec, sensor=None)), "sensor": spec.sensor.model_dump(mode="json")}
-    return asdict(spec)
+    views = getattr(spec, "views", None)
+    return {**asdict(spec), "views": views.model_dump(mode="json", exclude={"encode_positions"}) if views is not None else None}
 
 
 def _words(spec: TextSpec) -> dict[str, Any]:
