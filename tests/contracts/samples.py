@@ -43,6 +43,8 @@ def _patches(**options: Any) -> Options:
     return lambda folders: {"sensor": sensor, **options}
 
 
+PERCEIVER = {"dim": 8, "num_latents": 5, "num_heads": 2, "depth": 2, "num_experts": 3}
+
 SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     "encoders": {
         "clay": {
@@ -52,6 +54,10 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "crop": _patches(size="tiny", grid="crop"),
         },
         "huggingface": {family: _vision(family) for family in ("siglip", "naflex", "clip", "dinov2", "vit", "resnet")},
+        "patch_perceiver": {
+            "plain": lambda folders: {"classes": ["a", "b", "c"], "classifier": None, "image_size": 16, "patch_size": 8, **PERCEIVER},
+            "one-expert": lambda folders: {"classifier": None, "image_size": 16, "patch_size": 4, "fit": "pad", **PERCEIVER, "top_k": 1},
+        },
         "patch_cnn": {"plain": _patches(), "extra": _patches(side=10, width=5, extra_channels=["sza", "dem"])},
         "sentence": {
             "bert-mean": _text("bert", "mean"),
@@ -73,6 +79,8 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
     "connectors": {
         "attention": {"one": lambda folders: {"num_heads": 4}, "three": lambda folders: {"num_queries": 3, "num_heads": 2}},
         "avg": {"plain": lambda folders: {}},
+        "class_mean": {"plain": lambda folders: {}},
+        "class_prefix": {"plain": lambda folders: {"num_tokens": 3}, "hidden": lambda folders: {"hidden_dim": 5}},
         "cls": {"plain": lambda folders: {}},
         "identity": {"plain": lambda folders: {}},
         "linear": {"plain": lambda folders: {}},
@@ -111,7 +119,12 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "balanced": lambda folders: {"class_weights": "balanced"},
             "smoothed": lambda folders: {"label_smoothing": 0.1, "class_weights": [1, 2]},
         },
+        "condition": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}},
         "cross_entropy": {"plain": lambda folders: {}, "smoothed": lambda folders: {"label_smoothing": 0.1}},
+        "densecl": {
+            "plain": lambda folders: {"hidden_dim": 6, "out_dim": 4},
+            "all-cells": lambda folders: {"hidden_dim": 6, "out_dim": 4, "cells_per_panorama": None, "same_place_degrees": 20},
+        },
         "gaussian_nll": {"plain": lambda folders: {}},
         "huber": {"plain": lambda folders: {}, "early": lambda folders: {"delta": 0.3}},
         "dino": {
@@ -120,7 +133,7 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
         },
         "mae": {
             "plain": lambda folders: {"decoder_dim": 8},
-            "levels": lambda folders: {"decoder_dim": 8, "decoder_depth": 1, "normalise_targets": False, "mask_ratio": 0.5},
+            "levels": lambda folders: {"decoder_dim": 8, "decoder_depth": 1, "normalise_targets": False, "mask_ratio": 0.5, "loss": "l1"},
         },
         "mse": {"plain": lambda folders: {}},
         "focal": {"plain": lambda folders: {}, "balanced": lambda folders: {"gamma": 0.5, "class_weights": "balanced"}},
@@ -129,6 +142,7 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "balanced": lambda folders: {"label_smoothing": 0.1, "class_weights": "balanced"},
             "focal": lambda folders: {"gamma": 2},
         },
+        "vicreg": {"plain": lambda folders: {"expander": [6, 5]}, "bare": lambda folders: {"expander": []}},
     },
     "tasks": {
         "classify": {
@@ -159,7 +173,7 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
 
 SPEAKS = {
     "heads": {"classifier": "labels", "regressor": "labels"},
-    "objectives": {"dino": "pixels", "mae": "pixels"},
+    "objectives": {"condition": "classes", "densecl": "views", "dino": "pixels", "mae": "pixels", "vicreg": "views"},
     "tasks": {"classify": "labels", "pretrain": "pixels", "regress": "numbers"},
 }
 """Parts that answer in something else than text keep other promises. To a head numbers are labels; to an objective all that has targets is
@@ -170,7 +184,7 @@ def cases(room: str, *, speaks: str | None = None) -> list[Any]:
     """One case for each sample of each part found in the room's folder, and a failing one for a part without a sample.
 
     Args:
-        speaks: only the parts that speak `text`, `labels`, `numbers` or `pixels`; None: all.
+        speaks: only the parts that speak `text`, `labels`, `numbers`, `pixels`, `views` or `classes`; None: all.
     """
     found = []
     for kind in sorted(kinds(room)):

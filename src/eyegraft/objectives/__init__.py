@@ -26,6 +26,9 @@ class Hooks(Protocol):
     Attributes:
         reads: modalities whose encoders' tokens it reads, in place of logits. Nothing behind the encoders is then computed: `Output` has
             `encoded` alone, and the trainable plan freezes every other part.
+        trains: parts that its loss reaches, where these are not the encoders that it reads, whole.
+        statistics_of_batches: whether the samples of a batch are compared with each other, so that several batches of a step
+            (`gradient_accumulation`) are not one large batch.
     """
 
     reads: tuple[str, ...]
