@@ -27,6 +27,7 @@ from eyegraft.evaluation.drawing import Drawing
 from eyegraft.evaluation.outputs import write_outputs
 from eyegraft.evaluation.tabular import NAMES as COLUMN_BASELINES
 from eyegraft.evaluation.tabular import NumberBaselines, columns_of
+from eyegraft.evaluation.view_worth import worths_of_views
 from eyegraft.files import file_sha256, write_atomically
 from eyegraft.model import ENCODER_NAMES, Graft
 from eyegraft.tasks import Task
@@ -47,7 +48,7 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
     opened = read_run(run)
     recipe = opened.recipe
     _stop_without_answers(opened, stage)
-    data = load_samples(recipe.data, read_images=recipe.reads_images)
+    data = load_samples(recipe.data, read_images=recipe.reads_images, panoramas=recipe.views is not None)
     _stop_at_other_data(opened, data)
     wanted = splits or recipe.evaluation.splits
     if table is not None:
@@ -112,7 +113,7 @@ def _with_table(recipe: Recipe, data: PreparedData, table: str) -> tuple[Prepare
         patches = recipe.data.satellite.model_copy(update={"patches": {**recipe.data.satellite.patches, name: place}})
         return load_samples(recipe.data.model_copy(update={"satellite": patches})), name
     other = recipe.data.model_copy(update={"tables": {name: place}, "split": None})
-    new = load_samples(other, read_images=recipe.reads_images)
+    new = load_samples(other, read_images=recipe.reads_images, panoramas=recipe.views is not None)
     _stop_at_shared(recipe.data, data, new, name)
     splits, hashes = {**data.splits, **new.splits}, {**data.split_sha256, **new.split_sha256}
     return replace(data, splits=splits, split_sha256=hashes), name
@@ -181,6 +182,7 @@ def _evaluate_split(
     if config["metric"] != "val_loss" or task.decision:
         chosen = f"the checkpoint, by {config['metric']}" + (f", and {' and '.join(task.decision)}" if task.decision else "")
         sentences.append(f"Validation alone chose {chosen}.")
+    views, worths = worths_of_views(model, task, samples, answers["model"], scored["model"], readers_of(model, recipe))
     result = {
         "schema": SCHEMA,
         "recipe": recipe.recipe,
@@ -208,13 +210,14 @@ def _evaluate_split(
         "differences": differences,
         "slices": _slices(recipe.evaluation.slices, task, answers, samples, drawing),
         "details": details,
+        **({"views": views} if views is not None else {}),
         "conclusions": sentences,
         "samples": f"{file_name}.samples.jsonl",
         "seconds": round(time.monotonic() - started, 1),
     }
     folder = run.folder / "evaluation"
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{file_name}.samples.jsonl", _sample_lines(samples, answers, scored["model"], drawing))
+    write_atomically(folder / f"{file_name}.samples.jsonl", _sample_lines(samples, answers, scored["model"], drawing, worths))
     write_atomically(folder / f"{file_name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
     write_outputs(run, task, file_name, result, answers["model"], samples)
     return result
@@ -385,7 +388,13 @@ def _applicable(
         yield name
 
 
-def _sample_lines(samples: Sequence[Sample], answers: Mapping[str, Sequence[Any]], scores: Scores, drawing: Drawing) -> Iterator[str]:
+def _sample_lines(
+    samples: Sequence[Sample],
+    answers: Mapping[str, Sequence[Any]],
+    scores: Scores,
+    drawing: Drawing,
+    worths: Mapping[int, Sequence[float]] = {},
+) -> Iterator[str]:
     places: dict[Path, str] = {}
     for place, sample in enumerate(samples):
         if sample.image is not None and sample.image not in places:
@@ -401,6 +410,7 @@ def _sample_lines(samples: Sequence[Sample], answers: Mapping[str, Sequence[Any]
             "references": list(sample.references),
             "answers": {system: given[place] for system, given in answers.items()},
             "scores": {name: values[place] for name, values in scores.per_sample.items()},
+            **({"views": {"worth": list(worths[place])}} if place in worths else {}),
             "meta": {name: None if value != value else value for name, value in sample.meta.items()},  # JSON knows no NaN
         }
         yield json.dumps(row, ensure_ascii=False) + "\n"

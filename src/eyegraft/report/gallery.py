@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from eyegraft.data.images import MISSING, TOO_LARGE, check_image, open_image
-from eyegraft.errors import DataError
+from eyegraft.report.panorama import LEFT_OUT, Panorama, Pictures, layout_of, panorama
+from eyegraft.report.pictures import picture_uri
 from eyegraft.report.reading import finite, mapping
 from eyegraft.report.words import SYSTEM_NOTES, answer_text, higher_is_better, is_directed, number, plain, system_label
 
@@ -21,8 +19,6 @@ OPEN_CARDS = 60
 """Samples shown before the reader asks for more."""
 MAX_REFERENCES = 5
 THUMBNAIL_PX = 160
-MAX_PIXELS = 89_478_485
-"""Larger pictures are not decoded: Pillow's own limit for one that is no decompression bomb."""
 PICTURE_BUDGET = 2_000_000
 """Characters of embedded pictures per split; later cards go without, so that the page can be sent by mail."""
 
@@ -35,6 +31,7 @@ class Card:
         right: whether the answer counts as right, None where no score of the sample is a plain yes or no.
         question: what the sample itself asks.
         picture: data URI, or None with the reason in `no_picture`.
+        panorama: in place of it, where the model saw views of one.
         others: (label, answer) of the baselines.
         scores: (name, value) as text, the sorting metric first.
     """
@@ -48,11 +45,17 @@ class Card:
     question: str = ""
     picture: str | None = None
     no_picture: str = ""
+    panorama: Panorama | None = None
 
 
 @dataclass
 class Gallery:
-    """The cards of a split and what was left out of them."""
+    """The cards of a split and what was left out of them.
+
+    Attributes:
+        panoramas: the cards have panoramas in place of pictures.
+        measure: what a view's worth is; empty where none was measured.
+    """
 
     template: ClassVar[str] = "texts.html.j2"
     notes: ClassVar[Mapping[str, str]] = SYSTEM_NOTES
@@ -62,6 +65,8 @@ class Gallery:
     num_samples: int = 0
     num_wrong: int | None = None
     num_over_budget: int = 0
+    panoramas: bool = False
+    measure: str = ""
 
     @property
     def open_cards(self) -> list[Card]:
@@ -72,13 +77,16 @@ class Gallery:
         return self.cards[OPEN_CARDS:]
 
 
-def build_gallery(rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], metrics: Sequence[str], folder: Path) -> Gallery:
+def build_gallery(
+    rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], metrics: Sequence[str], folder: Path, pictures: Pictures
+) -> Gallery:
     """Order the samples from worst to best and embed the pictures of the first.
 
     Args:
         rows: lines of the samples file.
         metrics: names in the order of the evaluation; the first that the samples carry sorts them, the others break ties.
         folder: the run, to which relative picture paths refer.
+        pictures: the panoramas of the page, to which these are added.
     """
     carried = list(dict.fromkeys(name for row in rows for name in mapping(row.get("scores"))))
     known = [name for name in metrics if name in carried] + [name for name in carried if name not in metrics]
@@ -88,11 +96,19 @@ def build_gallery(rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, An
     gallery = Gallery(metric=order[0] if order else "", num_samples=len(rows))
     if judge is not None:
         gallery.num_wrong = sum(mapping(row.get("scores")).get(judge) == 0 for row in rows)
-    spent = 0
+    spent, layout = 0, layout_of(evaluation)
+    if layout:
+        gallery.panoramas = True
+        measured = any("views" in row for row in rows)
+        gallery.measure = str(mapping(evaluation.get("views")).get("measure") or "") if measured else ""
     for row in ranked[:MAX_CARDS]:
         card = _card(row, order, judge)
-        if spent >= PICTURE_BUDGET:
-            card.no_picture, gallery.num_over_budget = "picture left out", gallery.num_over_budget + 1
+        if gallery.panoramas:
+            key, card.no_picture = pictures.add(row.get("image"))
+            card.panorama = panorama(key, layout, row) if key is not None else None
+            gallery.num_over_budget += card.no_picture == LEFT_OUT
+        elif spent >= PICTURE_BUDGET:
+            card.no_picture, gallery.num_over_budget = LEFT_OUT, gallery.num_over_budget + 1
         else:
             card.picture, card.no_picture = thumbnail(row.get("image"), folder)
             spent += len(card.picture or "")
@@ -101,21 +117,8 @@ def build_gallery(rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, An
 
 
 def thumbnail(image: Any, folder: Path) -> tuple[str | None, str]:
-    """A picture as a WebP data URI of at most `THUMBNAIL_PX` a side, or None and the reason."""
-    if not isinstance(image, str) or not image:
-        return None, "no picture"
-    path = folder / image  # an absolute path stands on its own
-    facts = check_image(path, MAX_PIXELS, decode=False)
-    if not facts.ok:
-        return None, {MISSING: "picture missing", TOO_LARGE: "picture too large"}.get(facts.reason, "picture unreadable")
-    try:
-        picture = open_image(path, target=(THUMBNAIL_PX, THUMBNAIL_PX))
-        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        memory = io.BytesIO()
-        picture.save(memory, "WEBP", quality=72, method=2)
-    except (DataError, OSError, ValueError):
-        return None, "picture unreadable"
-    return f"data:image/webp;base64,{base64.b64encode(memory.getvalue()).decode()}", ""
+    """A picture of at most `THUMBNAIL_PX` a side as a data URI, or None and the reason."""
+    return picture_uri(image, folder, (THUMBNAIL_PX, THUMBNAIL_PX), quality=72)
 
 
 def _yes_or_no(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str | None:

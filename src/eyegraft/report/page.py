@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from eyegraft.evaluation.conclusions import MIN_SAMPLES, is_damage
 from eyegraft.files import write_atomically
-from eyegraft.report import charts, words
+from eyegraft.report import charts, panorama, words
 from eyegraft.report.gallery import MAX_CARDS, THUMBNAIL_PX, Gallery, build_gallery
 from eyegraft.report.label_view import CUT_COUNTS, CUT_METRICS, NUM_METRICS, OPEN_LABEL_CARDS, LabelView, label_view
 from eyegraft.report.labels import kind_of
@@ -95,15 +95,16 @@ class StageView:
 
 def write_page(run: Run) -> Path:
     """Write `report.html` into a run's folder, in one move, so that a reader never meets half a page."""
-    page = _environment().get_template("page.html.j2").render(_context(run))
+    page = environment().get_template("page.html.j2").render(_context(run))
     target = run.folder / "report.html"
     write_atomically(target, page)
     return target
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What every page is written with."""
     # chainable: a key that an older or unfinished run does not have leaves a gap, not an exception
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
     spoken = (
@@ -119,13 +120,23 @@ def _environment() -> Environment:
         words.moment,
         words.answer_text,
     )
-    environment.filters.update({function.__name__: function for function in (*spoken, mapping)})
-    environment.globals.update(counted=words.counted, share=words.share)
-    return environment
+    made.filters.update({function.__name__: function for function in (*spoken, mapping)})
+    made.globals.update(
+        counted=words.counted,
+        share=words.share,
+        script_hash=panorama.script_hash,
+        panorama_script=panorama.script,
+        panorama_style=panorama.style,
+        colours=charts.COLOURS,
+        font=Markup(charts.FONT),  # a constant of ours, with quotes that belong into the style sheet
+    )
+    return made
 
 
 def _context(run: Run) -> dict[str, Any]:
     data = mapping(run.info.get("data"))
+    pictures = panorama.Pictures(run.folder)
+    splits = [_split_view(run, name, pictures) for name in _split_order(run)]
     return {
         "info": run.info,
         "title": str(run.info.get("title") or run.info.get("recipe") or run.folder.name),
@@ -137,9 +148,8 @@ def _context(run: Run) -> dict[str, Any]:
         "recipe": run.recipe,
         "stages": [_stage_view(stage) for stage in run.stages],
         "simulated": any(info.get("simulated") is True for info in run.evaluations.values()),
-        "splits": [_split_view(run, name) for name in _split_order(run)],
-        "colours": charts.COLOURS,
-        "font": Markup(charts.FONT),  # a constant of ours, with quotes that belong into the style sheet
+        "splits": splits,
+        "panoramas": pictures,
         "cut_metrics": CUT_METRICS,
         "cut_counts": CUT_COUNTS,
         "max_cards": MAX_CARDS,
@@ -168,7 +178,7 @@ def _stage_view(stage: Stage) -> StageView:
     )
 
 
-def _split_view(run: Run, name: str) -> SplitView:
+def _split_view(run: Run, name: str, pictures: panorama.Pictures) -> SplitView:
     info = run.evaluations[name]
     written = mapping(info.get("systems"))
     table = {system: {metric: figure(value) for metric, value in mapping(values).items()} for system, values in written.items()}
@@ -177,7 +187,7 @@ def _split_view(run: Run, name: str) -> SplitView:
     directions = {metric: words.higher_is_better(metric, info) if words.is_directed(metric, info) else None for metric in metrics}
     metric = _main_metric(table.get(MODEL, {}), metrics)
     first = [name for name in metrics if table.get(MODEL, {}).get(name, Figure()).value is not None][:NUM_METRICS]
-    part = _part(run, name, metrics, first, _rival(table, metric, directions.get(metric) is not False))
+    part = _part(run, name, metrics, first, _rival(table, metric, directions.get(metric) is not False), pictures)
     # labels and numbers have a dozen metrics: the table holds them all, a chart of them all would bury the rest
     rows = _chart_rows(table, systems, metrics if isinstance(part, Gallery) else first)
     labels = [words.system_label(system) for system in systems]
@@ -205,14 +215,14 @@ def _split_view(run: Run, name: str) -> SplitView:
     )
 
 
-def _part(run: Run, name: str, metrics: Sequence[str], first: Sequence[str], rival: str | None) -> Part:
+def _part(run: Run, name: str, metrics: Sequence[str], first: Sequence[str], rival: str | None, pictures: panorama.Pictures) -> Part:
     info, samples = run.evaluations[name], run.samples.get(name, [])
     kind = kind_of(samples)
     if kind is not None:
         return label_view(samples, info, first, kind, run.folder)
     if is_of_numbers(samples):
         return number_view(run, name, first, rival)
-    return build_gallery(samples, info, metrics, run.folder)
+    return build_gallery(samples, info, metrics, run.folder, pictures)
 
 
 def _main_metric(model: Mapping[str, Figure], metrics: Sequence[str]) -> str:
