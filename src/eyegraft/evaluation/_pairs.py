@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from eyegraft.errors import EyegraftError
-from eyegraft.metrics._bootstrap import paired_interval, paired_statistic_interval
+from eyegraft.metrics._bootstrap import Statistic, paired_interval, paired_statistic_interval
 from eyegraft.types import Sample
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -20,35 +17,46 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 class Pairs:
-    """Holds other runs against one, on one metric.
+    """Holds other runs against one.
 
     Attributes:
         why: why the last difference has no interval; empty where it has one.
     """
 
-    def __init__(self, folder: Path, result: Mapping[str, Any], metric: str, *, grouped: bool) -> None:
-        self._folder, self._result, self._metric, self._grouped = folder, result, metric, grouped
-        self._rows = _rows(folder, result)
+    def __init__(self, folder: Path, result: Mapping[str, Any], *, grouped: bool) -> None:
+        self._folder, self._result, self._grouped = folder, result, grouped
+        self._rows = rows_of(folder, result)
+        self._others: dict[tuple[Path, str], Rows] = {}
+        self._statistics: dict[tuple[Path, str], Mapping[str, Statistic]] = {}
         self.why = ""
 
-    def difference(self, folder: Path, result: Mapping[str, Any]) -> tuple[float, float, float]:
+    def difference(self, folder: Path, result: Mapping[str, Any], metric: str) -> tuple[float, float, float]:
         """(other run - this one, low, high); low and high are NaN where they are not known."""
         self.why = ""
-        theirs, here = _rows(folder, result), self._rows
+        key = folder, str(result.get("samples"))
+        if key not in self._others:
+            self._others[key] = rows_of(folder, result)
+        theirs, here = self._others[key], self._rows
         if not here or theirs.keys() != here.keys():
-            return self._without("the runs have no answers to the same samples", result)
+            return self._without("the runs have no answers to the same samples", result, metric)
         settings = self._result["num_resamples"], self._result["seed"], self._groups()
-        a, b = _scores([theirs[id_] for id_ in here], self._metric), _scores(list(here.values()), self._metric)
+        a, b = _scores([theirs[id_] for id_ in here], metric), _scores(list(here.values()), metric)
         if a is not None and b is not None:
             return paired_interval(a, b, *settings)
-        mine = _statistic(self._folder, self._result, here, self._metric)
-        other = _statistic(folder, result, {id_: theirs[id_] for id_ in here}, self._metric)
+        mine = self._scored_again(self._folder, self._result, here).get(metric)
+        other = self._scored_again(folder, result, {id_: theirs[id_] for id_ in here}).get(metric)
         if mine is None or other is None:
-            return self._without("no per-sample score", result)
+            return self._without("no per-sample score", result, metric)
         value, low, high = paired_statistic_interval(other, mine, len(here), *settings)
         if math.isfinite(value) and not math.isfinite(low):
             self.why = "too few resamples define it"
         return value, low, high
+
+    def _scored_again(self, folder: Path, result: Mapping[str, Any], rows: Rows) -> Mapping[str, Statistic]:
+        key = folder, str(result.get("samples"))
+        if key not in self._statistics:
+            self._statistics[key] = _statistics(folder, result, rows)
+        return self._statistics[key]
 
     def _groups(self) -> list[str | None] | None:
         """What is drawn together, by the rule of evaluation (see `Drawing`)."""
@@ -61,13 +69,14 @@ class Pairs:
         different = len({name or number for number, name in enumerate(names)})
         return names if self._grouped and MIN_GROUPS <= different < len(names) else None
 
-    def _without(self, why: str, result: Mapping[str, Any]) -> tuple[float, float, float]:
+    def _without(self, why: str, result: Mapping[str, Any], metric: str) -> tuple[float, float, float]:
         self.why = why
-        values = [found["systems"]["model"][self._metric]["value"] for found in (result, self._result)]
+        values = [found["systems"]["model"].get(metric, {}).get("value") for found in (result, self._result)]
         return (math.nan if None in values else values[0] - values[1]), math.nan, math.nan
 
 
-def _rows(folder: Path, result: Mapping[str, Any]) -> Rows:
+def rows_of(folder: Path, result: Mapping[str, Any]) -> Rows:
+    """The samples of a run's result; none where the file is gone."""
     file = folder / "evaluation" / Path(str(result.get("samples", ""))).name  # a run from elsewhere names no file outside its folder
     if not file.is_file():
         return {}
@@ -82,10 +91,10 @@ def _scores(rows: list[Mapping[str, Any]], metric: str) -> list[float] | None:
     return None if any(score is None or not math.isfinite(score) for score in scores) else scores
 
 
-def _statistic(folder: Path, result: Mapping[str, Any], rows: Rows, metric: str) -> Callable[[NDArray[np.int64]], float] | None:
-    """A metric that is no mean over samples, from the answers that were written down: the task scores them again.
+def _statistics(folder: Path, result: Mapping[str, Any], rows: Rows) -> Mapping[str, Statistic]:
+    """Metrics that are no means over samples, from the answers that were written down: the task scores them again.
 
-    None where the task has no such statistic, or a package that it comes from is not at hand.
+    None of them where a package that the task needs is not at hand.
     """
     from eyegraft.registry import configured
     from eyegraft.training.runs import read_run
@@ -97,8 +106,7 @@ def _statistic(folder: Path, result: Mapping[str, Any], rows: Rows, metric: str)
         facts = run.facts["stages"].get(result["checkpoint"]["stage"], {})
         task.learned, task.decision = facts.get("learned") or {}, facts.get("decision") or {}
         samples = [Sample(id=id_, image=None, references=tuple(row["references"])) for id_, row in rows.items()]
-        scored = task.score([row["answers"]["model"] for row in rows.values()], samples)
+        found: Mapping[str, Statistic] = task.score([row["answers"]["model"] for row in rows.values()], samples).statistics
     except (EyegraftError, KeyError):
-        return None
-    found: Callable[[NDArray[np.int64]], float] | None = scored.statistics.get(metric)
+        return {}
     return found
