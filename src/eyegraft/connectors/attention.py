@@ -25,8 +25,10 @@ class AttentionPooling(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         queries = self.queries.expand(len(tokens.values), -1, -1)  # [B, Q, D]
-        pooled, _ = self.attention(queries, tokens.values, tokens.values, key_padding_mask=~tokens.mask, need_weights=False)
-        return Tokens(self.norm(pooled), tokens.mask.any(1, keepdim=True).expand(-1, queries.shape[1]))
+        there = tokens.mask.any(1, keepdim=True)  # [B, 1]
+        unseen = ~tokens.mask & there  # a row without tokens sees all of them in place of nothing, which is no number; it is masked below
+        pooled, _ = self.attention(queries, tokens.values, tokens.values, key_padding_mask=unseen, need_weights=False)
+        return Tokens(self.norm(pooled), there.expand(-1, queries.shape[1]))
 
 
 def build(config: Config, *, in_dim: int, out_dim: int) -> AttentionPooling:
