@@ -13,26 +13,38 @@ HELP = "put runs into one table, the best by validation first"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, and folders of runs such as runs/EXPERIMENT")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folders, FOLDER@STAGE for a run after one of its stages, and folders of runs such as runs/EXPERIMENT",
+    )
     parser.add_argument("--split", default="test", help="whose evaluation is shown beside the validation value (default: test)")
     parser.add_argument("--metric", help="of the split, for the paired differences; by default the first of the best run")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--csv", metavar="FILE", help="also write the table to a file")
+    parser.add_argument("--html", metavar="FILE", help="also write a page: every metric with paired differences, answers side by side")
 
 
 def run(arguments: argparse.Namespace) -> None:
     import json
+    import sys
 
     from eyegraft.evaluation.compare import compare_runs
     from eyegraft.files import write_atomically
 
-    comparison = compare_runs(arguments.runs, split=arguments.split, metric=arguments.metric)
+    comparison = compare_runs(arguments.runs, split=arguments.split, metric=arguments.metric, every_metric=bool(arguments.html))
     if arguments.csv:
         write_atomically(Path(arguments.csv).expanduser(), as_csv(comparison))
     if arguments.json:
         print(json.dumps(comparison.plain(), indent=1, ensure_ascii=False))
     else:
         print_comparison(comparison)
+    if arguments.html:
+        from eyegraft.report.comparison import write_comparison
+
+        page = write_comparison(comparison, Path(arguments.html).expanduser(), arguments.metric)
+        print(f"\npage: {page}", file=sys.stderr if arguments.json else sys.stdout)
 
 
 def print_comparison(comparison: Comparison) -> None:
