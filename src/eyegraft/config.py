@@ -414,8 +414,11 @@ class Evaluation(Strict):
     num_resamples: Positive = 2000
 
 
-PARTS = ("vision_encoder", "text_encoder", "context_encoder", "pooling", "view_encoding", "connector", "fusion", "head")
-"""The parts of a model, as recipes name them."""
+PARTS = (
+    *("vision_encoder", "condition_classifier", "text_encoder", "context_encoder"),
+    *("pooling", "view_encoding", "connector", "fusion", "head"),
+)
+"""The parts of a model, as `tune` names them."""
 
 BESIDE_THE_RESULT = ("run_root", "trackers", "run_stages")
 """Keys of a recipe that may change between one command and the next on the same run."""

@@ -106,7 +106,14 @@ def _reached(model: Graft, objective: nn.Module | None) -> set[str]:
             f"a recipe with {shown([ENCODER_NAMES[modality] for modality in absent])}",
             "name that encoder, or another objective",
         )
-    return {ENCODER_NAMES[modality] for modality in reads} or set(model.parts())
+    trains, parts = set(getattr(objective, "trains", ())), set(model.parts())
+    if not trains <= parts:
+        raise RecipeError(
+            f"objective {_kind(objective)} trains {shown(sorted(trains))}, but the model has {shown(sorted(parts), 12)}",
+            f"a vision_encoder with {shown(sorted(trains - parts))}",
+            "choose vision_encoder=patch_perceiver with a classifier, or another objective",
+        )
+    return trains or {ENCODER_NAMES[modality] for modality in reads} or parts
 
 
 def _kind(objective: Any) -> str:
@@ -131,7 +138,7 @@ def _stop_where_nothing_read_trains(plan: TrainablePlan, objective: Any, reached
     """An objective that learns from tokens alone would teach its own decoder, and no later stage would know of it."""
     if getattr(objective, "reads", ()) and not plan.groups:
         names, way = shown(sorted(reached)), f"set stages.NAME.tune.{min(reached)}=full (or lora, last_n)"
-        if settings.freeze_backbone is not None:
+        if settings.freeze_backbone is not None and "vision_encoder" in reached:
             way = "set stages.NAME.freeze_backbone=false with finetune_layers=-1 (or N, or lora.enabled=true)"
         raise RecipeError(
             f"objective {_kind(objective)} in a stage where {names} is frozen: nothing that it learns would be kept",

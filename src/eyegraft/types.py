@@ -166,7 +166,7 @@ class Tokens:
         num_views: V when N runs over views of equal length, view by view.
         directions: of views, [N, 7] float32, the same for every sample: where each token looks (see `eyegraft.views.token_places`).
         weights: of a gated fusion: modality -> [B] its share, between 0 and 1.
-        condition: [B, K] logits of the class of map that the encoder itself sees in the picture, where it has a classifier.
+        condition: [B, K] logits of the class of map that the encoder itself sees in the picture, where its classifier was asked.
         auxiliary: [B] float32, a loss of the encoder's own, weighted, that training adds to any objective's (the balance of experts).
     """
 

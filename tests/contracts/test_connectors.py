@@ -14,7 +14,7 @@ from eyegraft.types import Tokens
 from eyegraft.views import Views, token_places
 
 IN, OUT, COUNT = 16, 24, 7
-STORED = ("avg", "cls", "mean", "spatial_pool")
+STORED = ("avg", "class_mean", "cls", "mean", "spatial_pool")
 pytestmark = pytest.mark.parametrize("case", cases("connectors"))
 
 

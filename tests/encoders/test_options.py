@@ -57,7 +57,7 @@ def picture(spec: Any, device: str = "cpu") -> Any:
 
 
 def test_every_option_is_listed() -> None:
-    patches = ("clay", "patch_cnn")  # of many channels: see their own tests
+    patches = ("clay", "patch_cnn", "patch_perceiver")  # see their own tests
     assert sorted(path.stem for path in FOLDER.glob("*.yaml") if options(path.stem)["kind"] not in patches) == sorted(FULL)
 
 

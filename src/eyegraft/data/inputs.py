@@ -19,6 +19,7 @@ from eyegraft.data.augment import augment, is_random
 from eyegraft.data.columns import ColumnReader, learn_columns
 from eyegraft.data.features import FeatureStore
 from eyegraft.data.images import open_image, to_pixels
+from eyegraft.data.maps import MapReader
 from eyegraft.data.patch_inputs import PatchReader, learn_patches, with_statistics
 from eyegraft.data.patch_rows import STORE_DIGITS, PatchRows, row_of
 from eyegraft.data.patches import to_patches
@@ -73,7 +74,8 @@ def reader(spec: Spec, *, fit: Fit = "encoder", augmentation: Augmentation | Non
         return ColumnReader(spec)
     if isinstance(spec, TextSpec):
         return TextReader(spec)
-    return ImageReader(spec if fit == "encoder" else replace(spec, fit=fit), augmentation)
+    pictures = ImageReader(spec if fit == "encoder" else replace(spec, fit=fit), augmentation)
+    return MapReader(pictures) if spec.classes else pictures
 
 
 def _each(samples: Sequence[Sample], seeds: Sequence[int | None], read: Callable[[Sample, int | None], Any]) -> list[Any]:
@@ -238,7 +240,8 @@ class StoredReader:
 
     def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Tokens:
         values = self.store.read(self._rows(samples, seeds))  # [B, N, D]
-        return replace(self.layout, values=values, mask=torch.ones(values.shape[:2], dtype=torch.bool))
+        mask = torch.ones(values.shape[:2], dtype=torch.bool)
+        return replace(self.layout, values=values, mask=mask, condition=None, auxiliary=None)  # those are of the blank one
 
     def _rows(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> NDArray[np.int64]:
         patches = self._by_patch.get(samples.store.identity[:STORE_DIGITS]) if isinstance(samples, PatchRows) else None
@@ -275,8 +278,8 @@ class ConstantReader:
         return torch.ones(len(samples), dtype=torch.bool)
 
     def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Tokens:
-        values, mask = self.tokens.values, self.tokens.mask
-        return replace(self.tokens, values=values.expand(len(samples), -1, -1), mask=mask.expand(len(samples), -1))
+        values, mask = self.tokens.values.expand(len(samples), -1, -1), self.tokens.mask.expand(len(samples), -1)
+        return replace(self.tokens, values=values, mask=mask, condition=None, auxiliary=None)
 
     def blank(self) -> Tokens:
         return self.tokens

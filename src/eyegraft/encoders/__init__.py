@@ -18,6 +18,9 @@ class Encoder(Protocol):
         spec: how its pixels or words must be prepared; a property of the weights.
         backbone: the pretrained module, for adapters and checkpoints; None where nothing is pretrained, which then trains by default.
 
+    One of several parts, each tuned by itself, gives them by `parts()`: name -> module, its own name in the recipe among them. Together
+    they hold every parameter once, and each has a `backbone` and `blocks`.
+
     One with a `backbone` may name `new_parameters`, those that no file of pretrained weights holds: they train by `last_n` and `lora` too.
     """
 

@@ -41,21 +41,7 @@ class TimmEncoder(nn.Module):
 
     @property
     def blocks(self) -> Sequence[Sequence[nn.Parameter]]:
-        from timm.models import group_parameters
-
-        bare = self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone  # inside PEFT's wrapping
-        if not hasattr(bare, "group_matcher"):
-            raise PartError(
-                f"vision_encoder.model: timm does not say in which order the blocks of {type(bare).__name__} come",
-                "a model with `group_matcher`, for last_n and for lora.target_layers",
-                "tune it as frozen, full or lora without target_layers, or choose another model",
-            )
-        names = group_parameters(bare, bare.group_matcher(coarse=False))
-        parameters = dict(bare.named_parameters())
-        groups = [present for key in sorted(names) if (present := [name for name in names[key] if name in parameters])]
-        if len(groups) > 2 and not _is_block(groups[-1], groups[-2]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-        return [[parameters[name] for name in group] for group in groups]
+        return depth_groups(self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone)
 
     def forward(self, inputs: Tensor) -> Tokens:
         features = self.backbone.forward_features(inputs)
@@ -70,6 +56,31 @@ class TimmEncoder(nn.Module):
         return Tokens(features, mask, grid=(height, width), num_prefix=prefix)
 
 
+def depth_groups(bare: Any) -> list[list[nn.Parameter]]:
+    """A timm model's parameters in depth order, stem first; what follows the last block belongs to it.
+
+    Args:
+        bare: outside PEFT's wrapping.
+
+    Raises:
+        PartError: timm does not know the order.
+    """
+    from timm.models import group_parameters
+
+    if not hasattr(bare, "group_matcher"):
+        raise PartError(
+            f"vision_encoder.model: timm does not say in which order the blocks of {type(bare).__name__} come",
+            "a model with `group_matcher`, for last_n and for lora.target_layers",
+            "tune it as frozen, full or lora without target_layers, or choose another model",
+        )
+    names = group_parameters(bare, bare.group_matcher(coarse=False))
+    parameters = dict(bare.named_parameters())
+    groups = [present for key in sorted(names) if (present := [name for name in names[key] if name in parameters])]
+    if len(groups) > 2 and not _is_block(groups[-1], groups[-2]):
+        groups[-2:] = [groups[-2] + groups[-1]]
+    return [[parameters[name] for name in group] for group in groups]
+
+
 def _is_block(names: Sequence[str], before: Sequence[str]) -> bool:
     """Whether timm's last group goes on with the numbered blocks of the group before, or is a final norm or convolution after them."""
     places = {_place(name) for name in before}
@@ -81,25 +92,34 @@ def _place(name: str) -> str:
     return re.split(r"[\d.]", name, maxsplit=1)[0]
 
 
-def build(config: Config) -> TimmEncoder:
+def named_model(place: str, name: str, *, pretrained: bool, num_classes: int) -> Any:
+    """A model of timm.
+
+    Args:
+        place: where the recipe names it, for messages.
+        num_classes: outputs of its last layer; 0: none.
+
+    Raises:
+        PartError: timm is not installed, or has no such model.
+    """
     try:
         ready()
         import timm
     except ImportError as error:
-        raise PartError(
-            "vision_encoder.kind=timm needs timm, which is not installed", "the extra `timm`", "pip install 'eyegraft[timm]'"
-        ) from error
-    if not timm.is_model(config.model) and not config.model.startswith("hf-hub:"):
-        raise PartError(
-            f"vision_encoder.model: timm has no {config.model!r}",
-            "a name that timm.list_models() gives",
-            nearest(config.model, timm.list_models()),
-        )
+        raise PartError(f"{place}={name} needs timm, which is not installed", "the extra `timm`", "pip install 'eyegraft[timm]'") from error
+    if not timm.is_model(name) and not name.startswith("hf-hub:"):
+        raise PartError(f"{place}: timm has no {name!r}", "a name that timm.list_models() gives", nearest(name, timm.list_models()))
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+
+
+def build(config: Config) -> TimmEncoder:
     local = config.pretrained and config.weights is not None
-    backbone = timm.create_model(config.model, pretrained=config.pretrained and not local, num_classes=0)
+    backbone = named_model("vision_encoder.model", config.model, pretrained=config.pretrained and not local, num_classes=0)
     if local:
         _load(backbone, str(config.weights))
-    settings = timm.data.resolve_model_data_config(backbone)
+    from timm.data import resolve_model_data_config
+
+    settings = resolve_model_data_config(backbone)
     image = ImageSpec(
         size=settings["input_size"][1:],
         mean=tuple(settings["mean"]),

@@ -86,6 +86,12 @@ class DINO(nn.Module):
 
     def attach(self, model: Any) -> None:
         encoder, config = model.encoders[MODALITY], self.config
+        if getattr(encoder.spec, "classes", ()):
+            raise PartError(
+                "objective dino with an encoder that is told the class of a map, by which it would know which views belong together",
+                "an encoder that reads pixels alone",
+                "set objective.kind=mae, or another vision_encoder",
+            )
         has_class_token = layout(model, "dino").num_prefix > 0
         self.takes_class_token = config.pooling == "cls" or (config.pooling == "auto" and has_class_token)
         if self.takes_class_token and not has_class_token:

@@ -7,7 +7,11 @@ learned token in place of each that is hidden, and the class token; it answers w
 |-------------------|-----------------------------------------------------------|-------------------------------------------|
 | `clay`            | nothing was measured there: no token looks at it          | nothing                                   |
 | `patch_cnn`       | nothing was measured there: each band's mean              | that it is hidden                         |
+| `patch_perceiver` | nothing may be read there: no latent looks at it          | nothing                                   |
 | of plain pictures | the mean colour (SimMIM, Xie et al. 2022)                 | that it is of the mean colour             |
+
+Where an encoder's tokens lie on no grid, as latents do not, the decoder asks them for each of the cells that it reads. An encoder of maps
+of known classes may be asked for the class too (`condition_weight`), of maps whose class it was not told.
 
 Encoders see as many cells as before: what is saved is labels, not time. Extra maps (elevation, sun zenith angle), time and place are known
 everywhere, are not hidden, and are not to be answered.
@@ -15,17 +19,19 @@ everywhere, are not hidden, and are not to be answered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from eyegraft.config import Positive, Strict
+from eyegraft.config import Fraction, Positive, Strict
 from eyegraft.errors import PartError
+from eyegraft.objectives._classes import asked, classes_of
 from eyegraft.objectives._pixels import MODALITY, layout, measured_pixels
-from eyegraft.types import Batch, Loss, Output, Tokens
+from eyegraft.types import UNTOLD, Batch, Loss, Output, Tokens
 
 _ASIDE = "mae"
 """Where a batch keeps what the encoders must not see, beside their inputs."""
@@ -36,19 +42,28 @@ class Config(Strict):
     mask_ratio: share of the cells with anything measured that is hidden; at least one is hidden and one is seen.
     normalise_targets: pixels of each cell less their mean, divided by their standard deviation, as the paper found best for pictures. It
         takes away how bright or warm a cell is as a whole: set it to false where levels are what is learned afterwards.
+    loss: of a pixel: its squared error, or the absolute one.
     decoder_dim, decoder_depth, decoder_heads: of the transformer that answers; it is left behind with the stage.
+    condition_weight: w; the loss is (1 - w) times that of the pixels and w times the cross-entropy of the map's class. 0 asks for no class.
+    untold: share of a batch's maps whose class is hidden from the encoder, rounded up; these alone are asked, and count so much the more.
+        The others are told their class, and teach the encoder what it means. In validation all are asked.
     """
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     normalise_targets: bool = True
+    loss: Literal["l2", "l1"] = "l2"
     decoder_dim: Positive = 128
     decoder_depth: Positive = 2
     decoder_heads: Positive = 4
+    condition_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    untold: Fraction = 0.5
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Config:
         if self.decoder_dim % self.decoder_heads:
             raise ValueError(f"decoder_heads={self.decoder_heads} does not divide decoder_dim={self.decoder_dim}")
+        if self.condition_weight and not self.untold:
+            raise ValueError("condition_weight with untold=0: a class that the encoder was told is no question")
         return self
 
 
@@ -123,32 +138,84 @@ class Decoder(nn.Module):
         return answered
 
 
+class LatentDecoder(nn.Module):
+    """Tokens [B, M, in_dim] that lie on no grid -> what the pixels of every cell are, [B, N, out_dim]. Each cell asks them by its place."""
+
+    def __init__(self, in_dim: int, out_dim: int, num_cells: int, dim: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(in_dim, dim)
+        self.positions = nn.Parameter(torch.randn(num_cells, dim) * 0.02)
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+            for _ in range(depth)
+        )
+        self.norm, self.last = nn.LayerNorm(dim), nn.Linear(dim, out_dim)
+
+    def forward(self, tokens: Tokens, hidden: Tensor) -> Tensor:
+        """Which cells were hidden the tokens know, and are not told again."""
+        read = self.project(tokens.values)
+        real = tokens.mask | ~tokens.mask.any(1, keepdim=True)  # of a sample without a picture all, for attention to nothing is not finite
+        values = self.positions.expand(len(read), -1, -1)
+        for layer in self.layers:
+            values = layer(values, read, memory_key_padding_mask=~real)
+        answered: Tensor = self.last(self.norm(values))
+        return answered
+
+
 class MAE(nn.Module):
-    """Mean squared error over the hidden pixels that were measured, in float32. A sample counts 1, or 0 where fewer than two cells of it
-    have anything measured: then nothing can be hidden and something seen."""
+    """Mean error over the hidden pixels that were measured, in float32, and the class of maps. A sample counts 1, or 0 where fewer than two
+    cells of it have anything measured: then nothing can be hidden and something seen."""
 
     reads = (MODALITY,)
     cells: Cells
-    decoder: Decoder
+    decoder: Decoder | LatentDecoder
+    classes: nn.Linear
 
-    def __init__(self, mask_ratio: float, normalise_targets: bool, decoder_dim: int, decoder_depth: int, decoder_heads: int) -> None:
+    def __init__(
+        self,
+        mask_ratio: float,
+        normalise_targets: bool,
+        loss: str,
+        decoder_dim: int,
+        decoder_depth: int,
+        decoder_heads: int,
+        condition_weight: float,
+        untold: float,
+    ) -> None:
         super().__init__()
-        self.mask_ratio, self.normalise_targets = mask_ratio, normalise_targets
+        self.mask_ratio, self.normalise_targets, self.loss = mask_ratio, normalise_targets, loss
+        self.condition_weight, self.untold = condition_weight, untold
         self._decoder = {"dim": decoder_dim, "depth": decoder_depth, "heads": decoder_heads}
 
     def attach(self, model: Any) -> None:
         encoder, tokens = model.encoders[MODALITY], layout(model, "mae")
-        if tokens.grid is None or tokens.grid[0] * tokens.grid[1] < 2:
+        grid = tokens.grid or getattr(encoder, "cells", None)
+        if grid is None or grid[0] * grid[1] < 2:
             raise PartError(
-                f"objective mae with an encoder that gives {tokens.grid or 'no'} cells a picture",
+                f"objective mae with an encoder that gives {grid or 'no'} cells a picture",
                 "a grid of two cells or more: some are hidden, some are seen",
                 "choose a finer grid (vision_encoder.grid=kernel3 or resize72 of Clay), or another encoder",
             )
         spec = encoder.spec
-        self.cells = Cells(spec.size, tokens.grid)
+        self.cells = Cells(spec.size, grid)
         channels = spec.channels if hasattr(spec, "channels") else len(spec.sensor.bands)
         out_dim = channels * self.cells.num_pixels
-        self.decoder = Decoder(encoder.token_dim, out_dim, tokens.num_prefix, len(self.cells), **self._decoder)
+        if tokens.grid is not None:
+            self.decoder = Decoder(encoder.token_dim, out_dim, tokens.num_prefix, len(self.cells), **self._decoder)
+        else:
+            self.decoder = LatentDecoder(encoder.token_dim, out_dim, len(self.cells), **self._decoder)
+        if self.condition_weight:
+            self._attach_classes(encoder)
+
+    def _attach_classes(self, encoder: Any) -> None:
+        known = getattr(encoder.spec, "classes", ())
+        if not known:
+            raise PartError(
+                f"objective mae with condition_weight={self.condition_weight:g} and an encoder that knows no classes of pictures",
+                "an encoder of maps of known classes",
+                "set objective.condition_weight=0, or vision_encoder=patch_perceiver",
+            )
+        self.classes = nn.Linear(encoder.token_dim, len(known))
 
     def counts(self, batch: Batch) -> Tensor:
         return (self._cells_with_pixels(measured_pixels(batch)[1]).sum(1) > 1).float()
@@ -165,7 +232,16 @@ class MAE(nn.Module):
         given = batch.inputs[MODALITY]
         seen = {**given, "mask": measured & ~unseen} if isinstance(given, Mapping) else torch.where(unseen, 0, given)
         aside = {"pixels": pixels, "measured": measured, "hidden": hidden}
+        if self.condition_weight:
+            classes, told = classes_of(batch), self._told(len(batch), hidden.device)
+            seen = {**dict(seen), "condition": classes.where(told, UNTOLD)}
+            aside |= {"class": classes.where(~told, UNTOLD), "share": (~told).float().mean()}
         return batch.with_input(MODALITY, seen).with_input(_ASIDE, aside)
+
+    def _told(self, count: int, device: Any) -> Tensor:
+        """[B] bool, by chance; at least one is not told, so that every batch asks something."""
+        asked_of = math.ceil(self.untold * count) if self.training else count
+        return torch.rand(count, device=device).argsort().argsort() >= asked_of
 
     def _hidden(self, cells: Tensor) -> Tensor:
         """Which of the cells [B, N] that have pixels to hide: the share `mask_ratio` of them, by chance."""
@@ -182,8 +258,18 @@ class MAE(nn.Module):
             targets = _normalised(targets, measured)
         answered = self.decoder(output.encoded[MODALITY], hidden).float()
         wanted = measured & hidden.unsqueeze(-1)
-        errors = (answered - targets).square().where(wanted, 0.0).sum((1, 2))
-        return Loss(errors / wanted.sum((1, 2)).clamp(min=1), hidden.any(1).float())
+        away = answered - targets
+        errors = (away.square() if self.loss == "l2" else away.abs()).where(wanted, 0.0).sum((1, 2))
+        pixels, counts = errors / wanted.sum((1, 2)).clamp(min=1), hidden.any(1).float()
+        return self._with_classes(pixels, counts, output.encoded[MODALITY], aside) if self.condition_weight else Loss(pixels, counts)
+
+    def _with_classes(self, pixels: Tensor, counts: Tensor, tokens: Tokens, aside: Mapping[str, Tensor]) -> Loss:
+        """(1 - w) pixels + w classes. Each map that is asked stands for those of its batch that were told their class."""
+        latents = tokens.values[:, tokens.num_prefix :].mean(1)  # what the prefix holds is the class itself
+        losses, right = (found * counts / aside["share"] for found in asked(self.classes(latents), aside["class"]))
+        weight = self.condition_weight
+        notes = {"pixel_loss": pixels, "condition_loss": losses, "condition_accuracy": right}
+        return Loss((1 - weight) * pixels + weight * losses, counts, notes)
 
 
 def _normalised(targets: Tensor, measured: Tensor) -> Tensor:

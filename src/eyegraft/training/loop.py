@@ -28,7 +28,7 @@ from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint
 from eyegraft.training.schedule import rate_factor
 from eyegraft.training.trackers import MetricsFile, Row
 from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
-from eyegraft.types import Batch, Output, Sample, TokenLogits
+from eyegraft.types import Batch, Loss, Output, Sample, TokenLogits
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ class LossStep(nn.Module):
         batch = self.objective.prepare(sealed.batch) if hasattr(self.objective, "prepare") else sealed.batch
         output = self._of_encoders(batch) if self.reads else self.model(batch)
         loss = self.objective(output, batch)
+        if self.training:  # validation losses stay those of the objective
+            loss = with_auxiliary(loss, output)
         logits = loss.sums.new_zeros(0) if isinstance(output.logits, TokenLogits) else output.logits.detach()  # nothing is read from them
         return loss.sums, loss.counts, logits, {name: values.detach() for name, values in loss.notes.items()}
 
@@ -104,6 +106,16 @@ class LossStep(nn.Module):
     def probes(self, batch: Batch) -> list[Batch]:
         """Batches that together reach all that trains (see `Graft.probes`)."""
         return [batch] if self.reads else self.model.probes(batch)
+
+
+def with_auxiliary(loss: Loss, output: Output) -> Loss:
+    """The loss with what encoders that train ask for themselves (`Tokens.auxiliary`), in proportion to what each sample counts, so that
+    a step adds their mean. Where a sample has several views, it is their mean."""
+    for tokens in output.encoded.values():
+        if tokens.auxiliary is not None and tokens.auxiliary.requires_grad:
+            own = tokens.auxiliary.unflatten(0, (-1, len(loss.counts))).mean(0) * loss.counts  # [B]
+            loss = Loss(loss.sums + own, loss.counts, {**loss.notes, "auxiliary_loss": own})
+    return loss
 
 
 @dataclass

@@ -19,6 +19,7 @@ from eyegraft.console import log_to, progress, track
 from eyegraft.data.batches import Examples, derived_seed, load_batches
 from eyegraft.data.columns import check_columns
 from eyegraft.data.inputs import learn_inputs, with_learned
+from eyegraft.data.maps import check_classes
 from eyegraft.data.patch_rows import PatchRows, stop_at_shared_readings
 from eyegraft.data.samples import PreparedData, base_folder, load_samples
 from eyegraft.data.text import Encoded, Targets
@@ -35,7 +36,7 @@ from eyegraft.training.runs import Run, locked, open_run, plan_rows
 from eyegraft.training.starts import stages_to_train, start_of, stop_at_other_inputs
 from eyegraft.training.trackers import open_trackers
 from eyegraft.tuning import make_plan
-from eyegraft.types import ColumnSpec, PatchSpec, Sample
+from eyegraft.types import ColumnSpec, ImageSpec, PatchSpec, Sample
 
 log = logging.getLogger(__name__)
 
@@ -250,12 +251,15 @@ def teach_inputs(recipe: Recipe, model: Graft, data: PreparedData) -> dict[str, 
     """Let every encoder know what it must of the training split: means and standard deviations of its inputs. Gives them by modality.
 
     Raises:
-        DataError: a further column of any split cannot be used.
+        DataError: a further column of any split cannot be used, or a map is of no class that there is.
     """
     for encoder in model.encoders.values():
         if isinstance(encoder.spec, ColumnSpec):
             for split, samples in data.splits.items():
                 check_columns(encoder.spec, samples, split)
+        elif isinstance(encoder.spec, ImageSpec) and encoder.spec.classes:
+            for split, samples in data.splits.items():
+                check_classes(encoder.spec, samples, split)
     satellite = recipe.data.satellite
     file = base_folder(recipe.data.base_dir) / satellite.statistics if satellite is not None else None
     found = {modality: learn_inputs(encoder.spec, data.splits["train"], file) for modality, encoder in model.encoders.items()}  # type: ignore[arg-type]
