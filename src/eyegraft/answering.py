@@ -41,13 +41,19 @@ def pad_id_of(model: Graft) -> int:
 
 
 @torch.inference_mode()
-def num_tokens(model: Graft) -> int:
-    """How many tokens stand before the text: measured, never configured. 0 where the language model looks at them from the side."""
+def of_blank(model: Graft) -> dict[str, Tokens]:
+    """What the connectors make of blank inputs, by modality: for measuring."""
     model.eval()
     nothing = torch.zeros(1, 0)
     inputs = one_blank({modality: reader(encoder.spec) for modality, encoder in model.encoders.items()})  # type: ignore[arg-type]
     batch = Batch(inputs, nothing.long(), nothing.bool(), nothing.long(), [], nothing).to(next(model.parameters()).device)
-    tokens = model.connect(model.encode(batch))
+    return {modality: model.connectors[modality](tokens) for modality, tokens in model.encode(batch).items()}
+
+
+@torch.inference_mode()
+def num_tokens(model: Graft) -> int:
+    """How many tokens stand before the text: measured, never configured. 0 where the language model looks at them from the side."""
+    tokens: Tokens = model.fusion(of_blank(model))
     return int(tokens.mask.shape[1]) if getattr(model.head, "tokens_in_context", True) else 0
 
 

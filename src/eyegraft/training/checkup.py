@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from PIL import Image
 
 from eyegraft.answering import tokenizer_of
 from eyegraft.config import Recipe, Settings
@@ -18,6 +19,7 @@ from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import Encoded
 from eyegraft.training.features import frozen_modalities, why_not
 from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction, with_each_modality
+from eyegraft.training.room import room_of
 from eyegraft.training.stages import (
     blind_spots,
     build_model,
@@ -49,10 +51,16 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
     Raises:
         EyegraftError: whatever training itself would raise before its first step.
     """
-    data = load_samples(recipe.data, read_images=recipe.reads_images)
+    data = load_samples(recipe.data, read_images=recipe.reads_images, panoramas=recipe.views is not None)
     yield from _rows(data)
     stop_without_train(data)
+    if recipe.views is not None:
+        yield from _panoramas(data)
     model = build_model(recipe)
+    room = room_of(model)
+    if room is not None:
+        yield f"before the text: {room}, of {room.context} that the language model takes ({room.tokens / room.context:.0%})"
+        room.stop_if_full()
     for name in recipe.stage_names:
         settings = recipe.stage(name)
         task = build_task(recipe, settings)
@@ -100,6 +108,18 @@ def _rows(data: PreparedData) -> Iterator[str]:
             yield f"quarantined     {count:>8} rows: {reason}"
     else:
         yield "quarantined            0 rows"
+
+
+def _panoramas(data: PreparedData) -> Iterator[str]:
+    """How many panoramas each split has, and of how many pixels."""
+    for split, samples in data.splits.items():
+        pictures = {sample.image for sample in samples if sample.image is not None}
+        sizes: Counter[str] = Counter()
+        for picture in pictures:
+            with Image.open(picture) as image:  # the header alone
+                sizes["{} x {}".format(*image.size)] += 1
+        common = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3)) + (" …" if len(sizes) > 3 else "")
+        yield f"{split:<16}{len(pictures):>8} panoramas: {common} pixels"
 
 
 def _texts(read: StageData, tokenizer: Any, colour: bool, num_samples: int) -> Iterator[str]:

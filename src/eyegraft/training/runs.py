@@ -103,6 +103,8 @@ class Run:
         Raises:
             RunError: there is none.
         """
+        if stage is not None and stage not in self.recipe.stages:
+            raise _no_stage(self, stage)
         for name in [stage] if stage else reversed(list(self.recipe.stages)):
             place = checkpoints_of(self.folder / name)
             found = find_checkpoint(place / which) or find_checkpoint(place / "latest")
@@ -158,14 +160,22 @@ def read_place(given: Path | str) -> tuple[Run, str | None, str]:
     run = read_run(folder)
     stage, *rest = place.absolute().relative_to(folder).parts
     if stage not in run.recipe.stages:
-        names = ", ".join(str(folder / name) for name in run.recipe.stages)
-        raise RunError(f"{place}: {folder} has no stage {stage!r}", f"the run or one of {names}", nearest(stage, run.recipe.stages))
+        raise _no_stage(run, stage)
     kept = [part for part in rest if part != "checkpoints"] or ["best"]
     if kept not in (["best"], ["latest"], [FINAL]):
         raise RunError(
             f"{place} is no checkpoint of {folder}", "a run, a stage of it, or best or latest of a stage", f"give {folder / stage}"
         )
     return run, stage, "latest" if kept == ["latest"] else "best"
+
+
+def _no_stage(run: Run, name: str) -> RunError:
+    stages = list(run.recipe.stages)
+    return RunError(
+        f"{run.folder} has no stage {name!r}",
+        f"one of {', '.join(stages)}",
+        nearest(name, stages) or "name one, or the run alone for its last",
+    )
 
 
 def _around(place: Path) -> Path | None:

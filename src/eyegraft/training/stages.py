@@ -32,6 +32,7 @@ from eyegraft.training.checkpoints import checkpoints_of, find_checkpoint, keep_
 from eyegraft.training.features import frozen_modalities, stored_readers
 from eyegraft.training.loop import StageData, StageTrainer, watched_direction
 from eyegraft.training.perturbation import effects_of
+from eyegraft.training.room import Room, room_of
 from eyegraft.training.runs import Run, locked, open_run, plan_rows
 from eyegraft.training.starts import stages_to_train, start_of, stop_at_other_inputs
 from eyegraft.training.trackers import open_trackers
@@ -39,6 +40,8 @@ from eyegraft.tuning import make_plan
 from eyegraft.types import ColumnSpec, ImageSpec, PatchSpec, Sample
 
 log = logging.getLogger(__name__)
+MAX_NAMED = 20
+"""Samples that one message names."""
 
 
 def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
@@ -50,7 +53,11 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
         quarantine = run.folder / "quarantine.jsonl"
         with progress("checking images", None) as advance:
             data = load_samples(
-                recipe.data, read_images=recipe.reads_images, panoramas=recipe.views is not None, quarantine_file=quarantine, progress=lambda done, total: advance()
+                recipe.data,
+                read_images=recipe.reads_images,
+                panoramas=recipe.views is not None,
+                quarantine_file=quarantine,
+                progress=lambda done, total: advance(),
             )
         stop_without_train(data)
         run.note_data(data)
@@ -145,10 +152,13 @@ def fit_objective(objective: Any, encoded: Sequence[Encoded]) -> None:
         objective.fit(torch.tensor([found.target for found in encoded]))  # [N, K]
 
 
-def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> Sequence[Encoded]:
+def encode_samples(task: Task, samples: Sequence[Sample], model: Graft, room: Room | None) -> Sequence[Encoded]:
     """What all samples ask and teach, every one with something to learn and none longer than the model can take.
 
     A task that can take rows of a patch store at once has `encode_rows`.
+
+    Args:
+        room: of the language model's context, see `room_of`.
 
     Raises:
         DataError: counts and names the samples that cannot be learned from.
@@ -157,7 +167,6 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> Seque
         taught: Targets = task.encode_rows(samples)
         return taught
     tokenizer = tokenizer_of(model)
-    image_tokens, limit = (num_tokens(model), model.head.context_length) if tokenizer is not None else (0, 0)
     encoded: list[Encoded] = []
     faults: list[DataError] = []
     for sample in track(samples, "reading texts and labels"):
@@ -166,18 +175,20 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft) -> Seque
         except DataError as error:
             faults.append(error)
             continue
-        if tokenizer is not None and len(found.input_ids) + image_tokens > limit:
+        if room is not None and len(found.input_ids) + room.tokens > room.context:
             faults.append(
                 DataError(
-                    f"sample {sample.id}: {image_tokens} image tokens and {len(found.input_ids)} text tokens",
-                    f"at most {limit}, the context of the language model",
-                    f"fewer image tokens (pooling, connector), or a lower tasks.{task.name}.max_text_tokens with overflow=truncate",
+                    f"sample {sample.id}: {room} and {len(found.input_ids)} text tokens",
+                    f"at most {room.context}, the context of the language model",
+                    f"{room.fix}, or a lower tasks.{task.name}.max_text_tokens with overflow=truncate",
                 )
             )
             continue
         encoded.append(found)
     if faults:
-        given = f"{len(faults)} of {len(samples)} samples cannot be learned from:" + "".join(f"\n  {fault.given}" for fault in faults)
+        lines = [f"\n  {fault.given}" for fault in faults[:MAX_NAMED]]
+        lines += [f"\n  and {len(faults) - MAX_NAMED} more"] if len(faults) > MAX_NAMED else []
+        given = f"{len(faults)} of {len(samples)} samples cannot be learned from:{''.join(lines)}"
         raise DataError(given, faults[0].expected, faults[0].fix)
     cut = sum(found.truncated for found in encoded)
     if cut:
@@ -227,9 +238,16 @@ def _unlabelled(samples: Sequence[Sample]) -> bool:
 
 
 def encode_splits(task: Task, settings: Settings, data: PreparedData, model: Graft) -> dict[str, Sequence[Encoded]]:
-    """What the splits that a stage reads ask and teach, of a task that was prepared."""
+    """What the splits that a stage reads ask and teach, of a task that was prepared.
+
+    Raises:
+        PartError: what the model sees leaves no room for text.
+    """
     splits = {split: data.splits[split] for split in (settings.split, "val") if split in data.splits}
-    return {split: encode_samples(task, samples, model) for split, samples in splits.items()}
+    room = room_of(model)
+    if room is not None:
+        room.stop_if_full()
+    return {split: encode_samples(task, samples, model, room) for split, samples in splits.items()}
 
 
 def stage_data(
