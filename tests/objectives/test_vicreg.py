@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eyegraft.objectives.vicreg import VICReg, expander_of, terms
-from eyegraft.training.loop import Sealed
+from eyegraft.training.loop import LossStep, Sealed
 from objectives import spheres, toy
 
 PLAIN = {"expander": ()}
@@ -174,3 +174,11 @@ def test_the_mean_over_batches_is_that_of_their_losses() -> None:
     alone = [float(sums.detach().mean()) for sums, *_ in found]
     together = sum(float(sums.detach().sum()) for sums, *_ in found) / sum(float(objective.counts(batch).sum()) for batch in batches)
     assert together == pytest.approx((3 * alone[0] + alone[1]) / 4)
+
+
+def test_packing_does_not_split_a_batch_that_is_compared() -> None:
+    """`train.packing` is for the stages with texts; here there are none to pack, and parts of a batch would have other statistics."""
+    step, _ = spheres.stage("vicreg", expander=(12, 6))
+    given = spheres.panoramas(3)
+    packing = LossStep(step.model, step.objective, packing=8)
+    assert packing.parts(given) == [given]

@@ -111,7 +111,12 @@ def test_what_is_written_beside_the_loss(finished: tuple[str, Path]) -> None:
     lines = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps, checks = ([row for row in lines if row["kind"] == which] for which in ("train", "val"))
     assert [row["step"] for row in steps] == [3, 6, 7]
-    assert [row["step"] for row in checks] == [STEPS]
+    assert [(row["epoch"], row["step"]) for row in checks] == [(0, 0), (0, STEPS)], "one before the first step"
+    assert lines[0] is checks[0]
+    assert len({row["val_loss"] for row in checks}) == 2
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]["pretrain"]["best"]["step"] == STEPS, (
+        "no best is chosen by it"
+    )
     noted = {"teacher_entropy", "feature_variance"} if kind == "dino" else set()
     assert all(set(row) == {"kind", "epoch", "step", "loss", "learning_rate", "tokens", "seconds"} | noted for row in steps)
     assert all(set(row) == {"kind", "epoch", "step", "val_loss", "seconds"} | {f"val_{name}" for name in noted} for row in checks)
@@ -136,12 +141,12 @@ def test_a_stage_that_was_killed_ends_with_the_same_bits(
 
 
 def test_validation_draws_the_same_every_time(recipe: Make, tmp_path: Path) -> None:
-    """An encoder that stands still has the same loss after every epoch, though what is hidden is drawn by chance."""
+    """An encoder that stands still has the same loss after every epoch, and before the first step, though what is hidden is drawn by chance."""
     run = eyegraft.training.train(
         recipe(tmp_path, "mae", "stages.pretrain.epochs=3", "train.learning_rate=1e-30", "train.weight_decay=0", "run_stages=[pretrain]")
     )
     losses = [row["val_loss"] for row in rows(run) if row["kind"] == "val"]
-    assert losses == [losses[0]] * 3
+    assert losses == [losses[0]] * 4
     steps = [row["loss"] for row in rows(run) if row["kind"] == "train"]
     assert len(set(steps)) == len(steps)
 

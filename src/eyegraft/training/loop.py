@@ -65,7 +65,7 @@ class LossStep(nn.Module):
     """Model and objective as one module, so that precision and data parallelism wrap both.
 
     Args:
-        packing: see `Settings.packing`.
+        packing: see `Settings.packing`. Where the objective reads the encoders alone, there are no texts to pack.
 
     Raises:
         RecipeError: nothing can be packed.
@@ -73,6 +73,8 @@ class LossStep(nn.Module):
 
     def __init__(self, model: Graft, objective: nn.Module, *, packing: int | None = None) -> None:
         super().__init__()
+        self.reads: tuple[str, ...] = getattr(objective, "reads", ())
+        packing = None if self.reads else packing
         if packing is not None and not hasattr(model.head, "learned"):
             raise RecipeError(
                 f"train.packing={packing} with a {type(model.head).__name__}, which packs no texts",
@@ -81,7 +83,6 @@ class LossStep(nn.Module):
             )
         self.model, self.objective, self.packing = model, cast(Any, objective), packing
         self.image_tokens = num_tokens(model) if packing is not None else 0
-        self.reads: tuple[str, ...] = getattr(objective, "reads", ())
 
     def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
         """(summed losses [B], counts [B], logits of labels, notes); see `eyegraft.types.Loss`."""
@@ -182,10 +183,26 @@ class StageTrainer:
         if resume_from is None:
             self._probe()
         started, before = time.monotonic(), self.at.seconds
+        if resume_from is None and self.step_module.reads:
+            self._before_first_step()
         with progress(f"stage {self.stage}", self.total_steps, done=self.at.step) as advance:
             while self.at.epoch < self.settings.epochs and self.at.step < self.total_steps and not self._stopped():
                 self._epoch(advance, lambda: before + time.monotonic() - started)
         return self.at
+
+    def _before_first_step(self) -> None:
+        """Validate what the stage starts from: an objective that reads tokens says how they change. No best is chosen by it."""
+        if getattr(self.objective, "statistics_of_batches", False) and self.settings.gradient_accumulation > 1:
+            log.warning(
+                "train.gradient_accumulation=%d: this objective compares the samples of one batch of %d with each other, not those of all "
+                "batches of a step",
+                self.settings.gradient_accumulation,
+                self.settings.batch_size,
+            )
+        if self.data.val is not None:
+            values = self._validate()
+            self._write({"kind": "val", "epoch": 0, "step": 0, **values, "seconds": 0.0})
+            log.info("before the first step: %s", _values(values))
 
     def _stopped(self) -> bool:
         patience = self.settings.early_stopping.patience
@@ -293,7 +310,7 @@ class StageTrainer:
                 at.epoch + 1,
                 self.settings.epochs,
                 at.step,
-                _values({name: values[name] for name in dict.fromkeys(("val_loss", rule.metric))}),
+                _values(values if self.step_module.reads else {name: values[name] for name in dict.fromkeys(("val_loss", rule.metric))}),
                 "  best so far" if better else "",
             )
         at.epochs_without_better = waiting
