@@ -297,7 +297,7 @@ class Settings(Strict):
         freeze_backbone, finetune_layers, backbone_lr, lora, lora_lr: `tune.vision_encoder` in other words. freeze_backbone=false with
             finetune_layers=N trains the top N blocks, with -1 all; lora.enabled=true trains adapters on the last lora.target_layers blocks.
             Without a rate of its own each takes learning_rate; a rate of what does not train decides nothing.
-        init_from: a run folder whose last stage this one starts from. In `train` it holds for the first stage alone.
+        init_from: what this one starts from: a run, by its last stage, or RUN/STAGE. In `train` it holds for the first stage that is run.
     """
 
     task: str | None = None
