@@ -58,11 +58,11 @@ class Config(Strict):
     workers: processes that draw.
     """
 
-    train: Cases = Cases(storm=56, stations=24, model=6)
-    val: Cases = Cases(storm=9, stations=5)
-    test: Cases = Cases(storm=16, stations=9)
-    test_region: Cases = Cases(storm=16, stations=8, model=3)
-    windows_per_time: Positive = 4
+    train: Cases = Cases(storm=57, stations=24, model=6)
+    val: Cases = Cases(storm=9, stations=6)
+    test: Cases = Cases(storm=18, stations=9)
+    test_region: Cases = Cases(storm=18, stations=6, model=3)
+    windows_per_time: Positive = 3
     train_styles: tuple[str, ...] = ("paper", "atlas", "night", "bulletin")
     val_style: str = "fax"
     test_style: str = "slate"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 COMPASS = ("north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest")
-CONCERNS = ("a surge of cold air", "a surge of warm air", "falling pressure", "quiet weather", "severe thunderstorms", "strong wind")
+CONCERNS = ("a surge of cold air", "a surge of warm air", "falling pressure", "quiet weather", "strong wind")
 
 EVIDENCE: dict[str, dict[str, str]] = {
     "a surge of cold air": {
@@ -38,7 +38,6 @@ EVIDENCE: dict[str, dict[str, str]] = {
     },
     "falling pressure": {"pchg": "falls", "pch6": "falls", "pmsl": "low", "bigsfc_cropped": "low", "w500": "strong", "shr5": "strong"},
     "quiet weather": {"pmsl": "high", "bigsfc_cropped": "high", "w500": "weak", "mcon": "weak", "srh1": "weak", "sbcp": "weak"},
-    "severe thunderstorms": {"sbcp": "strong", "shr6": "strong", "srh1": "strong", "laps": "strong", "mcon": "strong", "thea": "positive"},
     "strong wind": {"pmsl": "low", "bigsfc_cropped": "low", "w500": "strong", "shr5": "strong", "pch6": "rises", "stmp": "cold"},
 }
 """Concern -> condition -> the sign that speaks for it. The other sign speaks against it; a condition not named, neither way."""
@@ -99,7 +98,6 @@ _CONCERN_WORDS = {
     "a surge of warm air": r"surge of warm|warm.air surge|warm surge|warmer air surg",
     "falling pressure": r"falling pressure|pressure falls",
     "quiet weather": r"quiet weather|quiet conditions",
-    "severe thunderstorms": r"severe (?:thunder)?storms",
     "strong wind": r"strong winds?\b",
 }
 _AREAS = re.compile(r"areas affected\s*(?:\.{2,}|:)\s*(?:portions of\s*)?(.*?)(?:\.{2,}|\s*concerning|$)", re.IGNORECASE | re.DOTALL)

@@ -189,14 +189,11 @@ def concern_of(features: Mapping[str, Feature], fields: Mapping[str, Any], windo
     speed = _smooth(fields["speed_ms"])
     carrier = next(name for name in ("pmsl", "stmp", "ttd") if name in features)
     offer("strong wind", float(np.nanmax(speed)) / _WIND_MS, carrier, speed)
-    if "sbcp" in features and "shr6" in features:
-        cape = fields["cape_jkg"] * (fields["shear6_ms"] >= 20)
-        offer("severe thunderstorms", float(np.nanmax(cape)) / 100.0, "sbcp", cape)
     name, (score, source, strength) = max(scores.items(), key=lambda item: item[1][0])
     if score < _QUIET and "pmsl" in features:
         name, source, strength, score = "quiet weather", "pmsl", fields["pressure_hpa"] - np.nanmin(fields["pressure_hpa"]), 1 - score
     area, place = _area(strength, window)
-    return Concern(name, area, place, 20 * int(np.clip(round(3 * score), 1, 4)), source)
+    return Concern(name, area, place, 20 * int(np.clip(round(2.2 * score), 1, 4)), source)
 
 
 def _area(strength: Any, window: Window) -> tuple[tuple[str, ...], str]:

@@ -62,10 +62,6 @@ _SUMMARY = {
         "Rapidly falling pressure marks {area} near {hour} UTC.",
     ),
     "quiet weather": ("Quiet conditions hold over {area} around {hour} UTC.", "High pressure keeps {area} tranquil near {hour} UTC."),
-    "severe thunderstorms": (
-        "Instability and deep shear overlap over {area} around {hour} UTC.",
-        "Storms over {area} could organize near {hour} UTC.",
-    ),
     "strong wind": (
         "A tight circulation drives strong wind across {area} around {hour} UTC.",
         "Wind strengthens over {area} near {hour} UTC.",
@@ -79,7 +75,6 @@ _EVIDENCE = {
     "sadv": "surface temperature advection reaches {value}",
     "tadv": "850 hPa temperature advection reaches {value}",
     "thea": "theta-e advection reaches {value}",
-    "sbcp": "surface-based CAPE reaches {value}",
 }
 
 
