@@ -109,6 +109,13 @@ def test_all_faults_at_once_with_path_and_nearest_name(plain: dict[str, Any]) ->
         ({"train": {"objective": {"kind": "cross_entrop"}}}, "train.objective.kind", "did you mean 'cross_entropy'?"),
         ({"augmentation": {"flip": 2}}, "augmentation.flip", "1"),
         ({"augmentation": {"hue": -0.1}}, "augmentation.hue", "greater than or equal to 0"),
+        ({"augmentation": {"yaw_degrees": 181}}, "augmentation.yaw_degrees", "less than or equal to 180"),
+        ({"augmentation": {"yaw_degrees": 90}}, "augmentation.yaw_degrees", "views such as anyres_e2p"),
+        ({"views": {"strategy": "e2p"}, "augmentation": {"rotation_degrees": 5}}, "augmentation.rotation_degrees", "yaw_degrees"),
+        ({"views": {"strategy": "e2p"}, "augmentation": {"flip": 0.5}}, "augmentation.flip", "augmentation=panorama"),
+        ({"views": {"strategy": "e2p"}, "data": {"name": "a", "tables": {"train": "a"}, "fit": "crop"}}, "data.fit", "expected encoder"),
+        ({"views": {"strategy": "e2p", "overlap": 1}}, "views", "below 1"),
+        ({"views": {"strategy": "e2p", "fov_degrees": 180}}, "views", "narrower than 180"),
         ({"evaluation": {"baselines": ["blank"]}}, "evaluation.baselines.0", "'blank_image'"),
         ({"tasks": {}}, "tasks", "at least 1"),
         ({"stages": {}}, "stages", "at least 1"),
@@ -234,7 +241,8 @@ def test_every_option_that_ships_names_a_part_and_validates(group: str, option: 
     text = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
     patches = "satellite:" in text or "gk2a" in text or group == "context_encoder"  # go with an encoder of patches, and have the columns
     base = "ta_small" if patches else "demo"
-    composed = compose([f"recipe={base}", f"{'+' if group == 'experiment' else ''}{group}={option}"])  # a preset stands on top of a recipe
+    beside = ["augmentation=panorama"] if group == "views" and option != "none" else ["views=e2p"] if option == "panorama" else []
+    composed = compose([f"recipe={base}", *beside, f"{'+' if group == 'experiment' else ''}{group}={option}"])  # a preset stands on top
     plain: Any = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
     missing = [key for key, value in plain.items() if value == "???"]
     for key in missing:

@@ -333,6 +333,7 @@ def _cross_faults(recipe: Recipe) -> list[str]:
         )
     if recipe.data.satellite is not None and recipe.augmentation != Augmentation():
         faults.append("augmentation: random changes of pictures, but data.satellite has patches; expected augmentation=none")
+    faults += _panorama_faults(recipe)
     if recipe.reads_images and recipe.data.satellite is None and recipe.data.columns.image is None:
         faults.append("data.columns.image: given null, but the model reads pictures; expected a column, or train.modality=text_only")
     for name in recipe.stages:
@@ -360,6 +361,26 @@ def _cross_faults(recipe: Recipe) -> list[str]:
         for name in recipe.run_stages:
             if name not in recipe.stages:
                 faults.append(f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}{_hint(name, recipe.stages)}")
+    return faults
+
+
+def _panorama_faults(recipe: Recipe) -> list[str]:
+    """Changes of pictures that a panorama cannot take, and one that only a panorama can."""
+    changes = recipe.augmentation
+    if recipe.views is None:
+        given = f"augmentation.yaw_degrees: given {changes.yaw_degrees:g}, which turns panoramas; expected 0, or views such as anyres_e2p"
+        return [given] if changes.yaw_degrees else []
+    faults = []
+    if recipe.data.satellite is not None:
+        faults.append("views: of panoramas, but data.satellite has patches; expected views=null")
+    if recipe.data.fit != "encoder":
+        faults.append(f"data.fit: given {recipe.data.fit!r}, but views are drawn at the encoder's size; expected encoder, or views=null")
+    for name in ("rotation_degrees", "translation", "scale", "flip", "blur"):
+        if getattr(changes, name):
+            faults.append(
+                f"augmentation.{name}: given {getattr(changes, name):g}, which tears or mirrors a panorama or leaves a seam; expected 0: "
+                "yaw_degrees and changes of colour suit views (augmentation=panorama)"
+            )
     return faults
 
 

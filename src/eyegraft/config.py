@@ -162,6 +162,7 @@ class Augmentation(Strict):
         brightness, contrast, saturation: half-ranges of a factor around 1.
         hue: half-range of a shift, as a fraction of the colour circle.
         grayscale, blur, flip: probabilities. Flip is horizontal: never use it on pictures with writing.
+        yaw_degrees: of panoramas (see `views`), half-range of a turn about the vertical axis, by whole columns of pixels; 180 is any.
     """
 
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -174,6 +175,7 @@ class Augmentation(Strict):
     grayscale: Fraction = 0.0
     blur: Fraction = 0.0
     flip: Fraction = 0.0
+    yaw_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
 
 
 class Lora(Strict):

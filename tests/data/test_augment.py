@@ -36,7 +36,7 @@ def test_all_zero_is_the_picture_itself() -> None:
 
 @pytest.mark.parametrize("name", Augmentation.model_fields)
 def test_each_setting_alone_changes_pixels(name: str) -> None:
-    alone = Augmentation(**{name: 20 if name == "rotation_degrees" else 0.4 if name in ("hue", "scale") else 1})
+    alone = Augmentation(**{name: 20 if name.endswith("_degrees") else 0.4 if name in ("hue", "scale") else 1})
     assert is_random(alone)
     image = picture()
     before = pixels(image)
@@ -93,3 +93,13 @@ def test_hue_keeps_brightness_and_grey() -> None:
     grey = Image.new("RGB", (8, 8), (90, 90, 90))
     assert augment(grey, Augmentation(hue=0.5), 1).getpixel((0, 0)) == (90, 90, 90)
     assert max(augment(Image.new("RGB", (8, 8), (200, 0, 0)), Augmentation(hue=0.5), 1).getpixel((0, 0))) == 200
+
+
+def test_a_turn_is_a_roll_of_columns_and_leaves_the_other_draws_as_they_were() -> None:
+    image = picture()
+    for seed in range(5):
+        turned = pixels(augment(image, Augmentation(yaw_degrees=180), seed))
+        both = pixels(augment(image, Augmentation(yaw_degrees=180, flip=1.0), seed))
+        rolls = [columns for columns in range(image.width) if np.array_equal(turned, np.roll(pixels(image), columns, axis=1))]
+        assert rolls, "its pixels only change places"
+        assert np.array_equal(both, np.roll(pixels(image)[:, ::-1], rolls[0], axis=1))

@@ -14,6 +14,7 @@ _EXTRAS = {
     "wandb": ("wandb",),
     "sweep": ("optuna",),
     "ocr": ("rapidocr",),
+    "panorama": ("cv2",),
     "quantize": ("bitsandbytes",),
     "satellite": ("dask", "h5netcdf", "pyorbital", "pyproj", "sklearn", "scipy", "xarray", "zarr"),
 }

@@ -6,7 +6,7 @@ import math
 import random
 from statistics import median
 
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
 from eyegraft.config import Augmentation
 
@@ -21,9 +21,10 @@ def is_random(settings: Augmentation) -> bool:
 def augment(image: Image.Image, settings: Augmentation, seed: int) -> Image.Image:
     """One random variant of a picture, of the same size and mode; the picture itself when all settings are 0.
 
-    In order: affine map, flip, brightness, contrast, saturation, hue, greyscale, blur. Every number is drawn whatever the settings are, so
-    that switching one change on leaves the others as they were. What the affine map uncovers is filled with the median of the four corners:
-    drawings on a plain ground keep that ground, and photographs get no glaring edge.
+    In order: affine map, flip, brightness, contrast, saturation, hue, greyscale, blur, turn of a panorama. Every number is drawn whatever
+    the settings are, so that switching one change on leaves the others as they were. What the affine map uncovers is filled with the median
+    of the four corners: drawings on a plain ground keep that ground, and photographs get no glaring edge. A panorama is turned by whole
+    columns, which is exact: its pixels only change places.
 
     Args:
         image: `RGB` or `L`, as `open_image` gives it; it is not modified.
@@ -35,6 +36,7 @@ def augment(image: Image.Image, settings: Augmentation, seed: int) -> Image.Imag
     draw = random.Random(seed)
     angle, across, down, zoom, brightness, contrast, saturation, hue = (draw.uniform(-1, 1) for _ in range(8))
     flip, gray, blur, radius = (draw.random() for _ in range(4))
+    turn = draw.uniform(-1, 1)
 
     if settings.rotation_degrees or settings.translation or settings.scale:
         shift = (across * settings.translation * image.width, down * settings.translation * image.height)
@@ -53,7 +55,8 @@ def augment(image: Image.Image, settings: Augmentation, seed: int) -> Image.Imag
         image = image.convert("L").convert(image.mode)
     if blur < settings.blur:
         image = image.filter(ImageFilter.GaussianBlur((0.1 + 1.9 * radius) * min(image.size) / _BLUR_SIDE))
-    return image
+    columns = round(turn * settings.yaw_degrees / 360 * image.width)
+    return ImageChops.offset(image, columns, 0) if columns else image
 
 
 def _moved(image: Image.Image, degrees: float, shift: tuple[float, float], scale: float) -> Image.Image:

@@ -93,7 +93,7 @@ def check_image(path: Path, max_pixels: int, decode: bool) -> ImageFacts:
     try:
         if not path.is_file():
             return ImageFacts(reason=MISSING, detail="not a regular file" if path.exists() else _absent(path))
-        with _opened(path) as image:
+        with opened(path) as image:
             width, height = image.size
             if width * height > max_pixels:
                 detail = f"{width} x {height} = {width * height:,} pixels, more than data.max_pixels = {max_pixels:,}"
@@ -125,10 +125,9 @@ def open_image(path: Path, channels: int = 3, target: tuple[int, int] | None = N
     if channels not in (1, 3):
         raise DataError(f"image {path}: asked for {channels} channels", *_CHANNELS)
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             if target is not None:
-                turned = image.getexif().get(_ORIENTATION) in _SWAPPED_ORIENTATIONS
-                height, width = reversed(target) if turned else target
+                height, width = target if upright_size(image) == image.size else reversed(target)
                 image.draft(None, (2 * width, 2 * height))
             return _as_mode(image, channels)
     except Exception as error:
@@ -168,10 +167,16 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """The picture with only its header read."""
     with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
         yield image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once the picture is turned as its EXIF orientation says."""
+    turned = image.getexif().get(_ORIENTATION) in _SWAPPED_ORIENTATIONS
+    return (image.height, image.width) if turned else image.size
 
 
 def _as_mode(image: Image.Image, channels: int) -> Image.Image:

@@ -20,12 +20,14 @@ from eyegraft.data.columns import ColumnReader, learn_columns
 from eyegraft.data.features import FeatureStore
 from eyegraft.data.images import open_image, to_pixels
 from eyegraft.data.maps import MapReader
+from eyegraft.data.panorama import fault_of, finest, refusal, render, shrunk
 from eyegraft.data.patch_inputs import PatchReader, learn_patches, with_statistics
 from eyegraft.data.patch_rows import STORE_DIGITS, PatchRows, row_of
 from eyegraft.data.patches import to_patches
 from eyegraft.data.words import has_words, pad_ids, to_ids
 from eyegraft.errors import DataError, EyegraftError
 from eyegraft.types import ColumnSpec, ImageSpec, Inputs, PatchSpec, Sample, TextSpec, Tokens
+from eyegraft.views import Views
 
 Fit = Literal["encoder", "crop", "squash", "pad"]
 
@@ -93,7 +95,11 @@ def _each(samples: Sequence[Sample], seeds: Sequence[int | None], read: Callable
 
 
 class ImageReader:
-    """Pictures from files, decoded, augmented and transformed."""
+    """Pictures from files, decoded, augmented and transformed.
+
+    With `views` in the spec they are panoramas, and what is read gets V behind B. Each view is drawn at the size that the encoder takes, so
+    that nothing is cropped or squashed a second time. Augmentation changes the panorama, so that all its views change alike.
+    """
 
     slow = True
 
@@ -115,6 +121,8 @@ class ImageReader:
                 "give an encoder of patches, such as vision_encoder=patch_cnn",
             )
             raise DataError(given, "a picture file", fix)
+        if self.spec.views is not None:
+            return self._views(sample.image, self.spec.views, seed)
         if sample.image is None:
             return self._transformed(Image.new("RGB" if self.spec.channels == 3 else "L", (8, 8)))
         if self.augmentation is None or seed is None:
@@ -123,9 +131,30 @@ class ImageReader:
         picture = _shrunk(open_image(sample.image, self.spec.channels, target=(side, side)), 2 * side)
         return self._transformed(augment(picture, self.augmentation, seed))
 
+    def _views(self, path: Path | None, views: Views, seed: int | None) -> Any:
+        """[V, C, H, W], or of patches a mapping whose tensors start with V."""
+        side = views.size
+        size = self.spec.size if side is None else (side, side)
+        if path is None:
+            seen = np.zeros((views.num_views, *size, self.spec.channels), np.uint8)
+        else:
+            width = math.ceil(finest(views, size))  # a JPEG may be decoded smaller as long as it stays twice as fine as its finest view
+            picture = open_image(path, self.spec.channels, target=(math.ceil(width / 2), width))
+            if (wrong := fault_of(path))[0]:
+                raise refusal(f"image {path}", wrong[1])
+            if self.augmentation is not None and seed is not None:
+                picture = augment(Image.fromarray(shrunk(picture, views, size)), self.augmentation, seed)
+            seen = render(picture, views, size)
+        exact = replace(self.spec, size=size, fit="squash")
+        pictures = [Image.fromarray(view.squeeze(-1) if self.spec.channels == 1 else view) for view in seen]
+        return self._stacked([self._transformed(picture, exact) for picture in pictures])
+
     def blank(self) -> Inputs:
         """Every pixel is the mean colour of the encoder's pretraining data (0 after normalisation)."""
-        item = self._transformed(Image.new("RGB" if self.spec.channels == 3 else "L", tuple(reversed(self.spec.size))))
+        if self.spec.views is not None:
+            item = self._views(None, self.spec.views, None)
+        else:
+            item = self._transformed(Image.new("RGB" if self.spec.channels == 3 else "L", tuple(reversed(self.spec.size))))
         return self._stacked([{**item, "pixels": torch.zeros_like(item["pixels"])} if isinstance(item, dict) else torch.zeros_like(item)])
 
     def _stacked(self, items: Sequence[Any]) -> Inputs:
@@ -133,8 +162,9 @@ class ImageReader:
             return {key: torch.stack([item[key] for item in items]) for key in items[0]}  # patches: [B, N, P·P·C] and their mask
         return torch.stack(list(items))  # [B, C, H, W]
 
-    def _transformed(self, picture: Image.Image) -> Any:
-        return to_pixels(picture, self.spec) if self.spec.patch_size is None else to_patches(picture, self.spec)
+    def _transformed(self, picture: Image.Image, spec: ImageSpec | None = None) -> Any:
+        spec = spec or self.spec
+        return to_pixels(picture, spec) if spec.patch_size is None else to_patches(picture, spec)
 
 
 def _shrunk(picture: Image.Image, short_side: int) -> Image.Image:

@@ -28,6 +28,7 @@ from eyegraft.data.leaks import (
     stop_at_leaks,
     write_records,
 )
+from eyegraft.data.panorama import faults_of
 from eyegraft.data.tables import read_table, store_image
 from eyegraft.errors import DataError, nearest, shown
 from eyegraft.pretrained import cache_dir
@@ -112,6 +113,7 @@ def load_samples(
     data: Data,
     *,
     read_images: bool = True,
+    panoramas: bool = False,
     root: Path | None = None,
     quarantine_file: Path | None = None,
     progress: Progress | None = None,
@@ -126,6 +128,7 @@ def load_samples(
         data: the `data` section of a recipe.
         read_images: whether the model reads pictures. Without it none has to be there: a sample names a picture that is, for reports, and
             one that is not, or is damaged, is told apart by its path alone. With all of them there, the data are the same either way.
+        panoramas: whether the model reads pictures as panoramas: one that shows less than the whole sphere is then not used.
         root: folder that a relative `data.base_dir` is relative to; None is the working directory.
         quarantine_file: JSON-lines file for the rows that are not used; written whole or not at all, empty when all are used. Pictures
             that look alike across splits are listed in `near_duplicates.jsonl` beside it.
@@ -153,6 +156,8 @@ def load_samples(
             row.sha256 = _path_sha256(row, base)
         elif facts is not None:
             row.refuse(facts.reason, _missing(row, facts.detail, base) if facts.reason == MISSING else facts.detail)
+    if panoramas and read_images:
+        _refuse_partial(rows)
     looks = {facts.sha256: facts.fingerprint for facts in checked.values() if facts.fingerprint and data.check == "decode"}
     if data.split is not None:
         names = _cut(rows, data.split, base, alike_hashes(looks) if data.near_duplicates != "allow" else ())
@@ -322,6 +327,15 @@ def _image_path(text: str, base: Path) -> tuple[Path, str, str]:
         if spelled != path and not os.path.lexists(path) and os.path.lexists(spelled):
             path = spelled
     return path, "", f"no such file; {text!r} is a path of another machine" if foreign_drive else ""
+
+
+def _refuse_partial(rows: Iterable[Row]) -> None:
+    """Refuse rows whose picture is no whole panorama."""
+    pictures = [(row, row.path) for row in rows if row.path is not None and not row.reason]
+    wrong = faults_of(path for _, path in pictures)
+    for row, path in pictures:
+        if path in wrong:
+            row.refuse(*wrong[path])
 
 
 def _missing(row: Row, detail: str, base: Path) -> str:

@@ -298,8 +298,10 @@ def train_or_reuse(recipe: Recipe, read: Hashes) -> Path:
 
 def _data_sha256(recipe: Recipe, read: Hashes) -> dict[str, str]:
     """Of each split."""
-    key = f"{recipe.reads_images} {recipe.data.model_dump_json()}"
+    key = f"{recipe.reads_images} {recipe.views is not None} {recipe.data.model_dump_json()}"
     if key not in read:
         with progress("checking images", None) as advance:
-            read[key] = load_samples(recipe.data, read_images=recipe.reads_images, progress=lambda done, total: advance()).split_sha256
+            read[key] = load_samples(
+                recipe.data, read_images=recipe.reads_images, panoramas=recipe.views is not None, progress=lambda done, total: advance()
+            ).split_sha256
     return read[key]
