@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from eyegraft.config import Strict
 from eyegraft.encoders.timm import depth_groups, named_model
 from eyegraft.errors import PartError, shown
 from eyegraft.pretrained import resolve
-
-log = logging.getLogger(__name__)
 
 
 class Config(Strict):
@@ -74,8 +71,6 @@ def build(config: Config, num_classes: int, mean: Sequence[float], std: Sequence
         "vision_encoder.classifier.model", config.model, pretrained=config.pretrained and not local, num_classes=num_classes
     )
     new = _load(backbone, str(config.weights)) if local else True
-    if not config.pretrained:
-        log.info("vision_encoder.classifier starts from random weights, and its batch norms stay as they are: pretrained ones learn more")
     return MapClassifier(backbone, mean, std, new=new)
 
 

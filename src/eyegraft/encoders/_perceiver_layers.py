@@ -57,7 +57,7 @@ class Mixture(nn.Module):
     def __init__(self, dim: int, num_experts: int, top_k: int) -> None:
         super().__init__()
         self.num_experts, self.top_k = num_experts, top_k
-        self.router = nn.Linear(dim, num_experts, bias=False)
+        self.router = nn.Linear(dim, num_experts)
         self.w_in = nn.Parameter(torch.empty(num_experts, dim, 2 * dim))
         self.b_in = nn.Parameter(torch.zeros(num_experts, 2 * dim))
         self.w_out = nn.Parameter(torch.empty(num_experts, 2 * dim, dim))
@@ -67,7 +67,7 @@ class Mixture(nn.Module):
 
     def forward(self, values: Tensor) -> Balanced:
         with torch.autocast(values.device.type, enabled=False):  # a choice between near equals must not hang on a rounding
-            probabilities = F.linear(values.float(), self.router.weight.float()).softmax(-1)  # [B, N, E]
+            probabilities = F.linear(values.float(), self.router.weight.float(), self.router.bias.float()).softmax(-1)  # [B, N, E]
         shares, chosen = probabilities.topk(self.top_k, dim=-1)  # [B, N, k]
         shares = shares / (shares.sum(-1, keepdim=True) if self.top_k > 1 else 1.0)  # of a single one it would teach the router nothing
         answers = self._answered(values.flatten(0, 1), chosen.flatten())  # [B · N · k, D]

@@ -170,21 +170,7 @@ class PatchPerceiver(nn.Module):
 
 def build(config: Config) -> PatchPerceiver:
     spec = ImageSpec((config.image_size, config.image_size), MEAN, STD, fit=config.fit, classes=config.classes)
-    perceiver, classifier_config = Perceiver(make_trunk(config)), config.classifier
-    stored = {} if config.weights is None else _read(Path(config.weights).expanduser(), config)
-    if classifier_config is not None and any(name.startswith("classifier.") for name in stored):
-        classifier_config = classifier_config.model_copy(update={"pretrained": False})  # all of it is overwritten
-    classifier = None if classifier_config is None else _map_classifier.build(classifier_config, len(config.classes), MEAN, STD)
-    encoder = PatchPerceiver(spec, perceiver, classifier, config)
-    if stored:
-        _load(encoder, stored, str(config.weights))
-    if not any(name.startswith("perceiver.") for name in stored):
-        log.info("vision_encoder: the perceiver starts from random weights: tune.vision_encoder=full trains it, and frozen it stays random")
-    return encoder
-
-
-def make_trunk(config: Config) -> Trunk:
-    return Trunk(
+    trunk = Trunk(
         patch=config.patch_size,
         num_patches=(config.image_size // config.patch_size) ** 2,
         num_classes=len(config.classes),
@@ -195,6 +181,28 @@ def make_trunk(config: Config) -> Trunk:
         experts=config.num_experts,
         top_k=config.top_k,
     )
+    stored = {} if config.weights is None else _read(Path(config.weights).expanduser(), config)
+    held = {name.split(".")[0] for name in stored}
+    encoder = PatchPerceiver(spec, Perceiver(trunk), _classifier(config, stored="classifier" in held), config)
+    if stored:
+        _load(encoder, stored, str(config.weights))
+    if "perceiver" not in held:
+        log.info("vision_encoder: the perceiver starts from random weights: tune.vision_encoder=full trains it, and frozen it stays random")
+    return encoder
+
+
+def _classifier(config: Config, *, stored: bool) -> MapClassifier | None:
+    """The classifier; where all of it will be overwritten by what is `stored`, nothing is fetched for it."""
+    given = config.classifier
+    if given is None:
+        return None
+    if not given.pretrained and not stored:
+        log.warning(
+            "vision_encoder.classifier starts from random weights: batch norms that never saw a picture let nearly nothing through, and it "
+            "will hardly learn; give classifier.weights, or classifier.pretrained=true"
+        )
+    given = given.model_copy(update={"pretrained": False}) if stored else given
+    return _map_classifier.build(given, len(config.classes), MEAN, STD)
 
 
 # ── weights from a file ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,6 +212,7 @@ _IN_CHECKPOINTS = "encoders.image."
 
 def _read(folder: Path, config: Config) -> dict[str, Tensor]:
     """The tensors of a folder by the encoder's own names."""
+    from safetensors import safe_open
     from safetensors.torch import load_file
 
     file = folder / "model.safetensors"
@@ -213,10 +222,11 @@ def _read(folder: Path, config: Config) -> dict[str, Tensor]:
             "a folder with model.safetensors",
             "make one of the original files with prepare=stage1_weights, or name the folder best of a stage that trained this encoder",
         )
-    facts: Any = json.loads((folder / "config.json").read_text(encoding="utf-8")) if (folder / "config.json").is_file() else {}
-    if "classes" in facts and tuple(facts["classes"]) != config.classes:
+    with safe_open(file, "pt") as opened:
+        classes = json.loads((opened.metadata() or {}).get("classes", "null"))
+    if classes is not None and tuple(classes) != config.classes:
         raise PartError(
-            f"vision_encoder.weights: {folder} was made for classes {', '.join(facts['classes'])}",
+            f"vision_encoder.weights: {file} was made for classes {', '.join(classes)}",
             f"vision_encoder.classes: {', '.join(config.classes)}",
             "give the classes that the weights were trained with, in their order",
         )
