@@ -307,6 +307,15 @@ def test_a_missing_start_is_said_before_the_first_stage_trains(root: Path, here:
     assert not list(here.rglob("metrics.jsonl"))
 
 
+def test_doctor_looks_at_the_start_too(root: Path, here: Path) -> None:
+    done = eyegraft("doctor", "recipe=three", f"train.init_from={root / 'whole' / 'vision'}", cwd=here)
+    assert f"the first stage starts from {root / 'whole' / 'vision' / 'checkpoints' / 'best'}" in done.stdout
+    refused(eyegraft("doctor", "recipe=three", "train.init_from=nowhere", cwd=here), REFUSED, "train.init_from: nowhere is no run folder")
+    for verb in ("doctor", "train"):
+        wider = eyegraft(verb, "recipe=three", f"train.init_from={root / 'whole'}", "head.width=32", cwd=here)
+        refused(wider, REFUSED, "does not fit this model: connectors.image", "init_from=RUN/STAGE")
+
+
 def test_a_begun_stage_needs_its_start_no_more(root: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree((root / "whole").resolve(), here / "other")
     words = ("train.init_from=other", "train.checkpoint_every=1", "run_stages=[finetune]")

@@ -184,8 +184,8 @@ def load_weights(folder: Path, model: Graft) -> set[str]:
     if unknown or wrong:
         raise RunError(
             f"{folder} does not fit this model: {shown(unknown + wrong, 3)}",
-            "a checkpoint of the same recipe",
-            "load it with the recipe.yaml beside it",
+            "a checkpoint of a model of the same parts",
+            "take the parts that the recipe.yaml beside it names, or start from an earlier stage that lacks these (init_from=RUN/STAGE)",
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

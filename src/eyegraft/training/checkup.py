@@ -17,6 +17,7 @@ from eyegraft.config import Recipe, Settings
 from eyegraft.data.batches import load_batches
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import Encoded
+from eyegraft.training.checkpoints import load_weights
 from eyegraft.training.features import frozen_modalities, why_not
 from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction, with_each_modality
 from eyegraft.training.room import room_of
@@ -35,6 +36,7 @@ from eyegraft.training.stages import (
     stop_without_train,
     teach_inputs,
 )
+from eyegraft.training.starts import start_elsewhere
 from eyegraft.tuning import TrainablePlan, make_plan, prove, set_training_mode
 from eyegraft.types import IGNORE
 
@@ -61,6 +63,10 @@ def check_recipe(recipe: Recipe, *, colour: bool = False, num_samples: int = 3) 
     if room is not None:
         yield f"before the text: {room}, of {room.context} that the language model takes ({room.tokens / room.context:.0%})"
         room.stop_if_full()
+    if recipe.train.init_from is not None:
+        start, _ = start_elsewhere(recipe.train.init_from, "train.init_from")
+        load_weights(start, model)
+        yield f"the first stage starts from {start}"
     for name in recipe.stage_names:
         settings = recipe.stage(name)
         task = build_task(recipe, settings)

@@ -37,7 +37,8 @@ class Room:
         if self.views is not None:
             number, how = self.views.num_views, self.views.strategy
             each = f"{number} view{'s' if number > 1 else ''} of {how}"
-            seen = f"{seen} for {each}" if self.shared else f"{each} x {self.image_tokens // number} tokens = {seen}"
+            one = self.image_tokens // number
+            seen = f"{seen} for {each}" if self.shared else f"{each} x {one} token{'s' if one != 1 else ''} = {seen}"
         other = self.tokens - self.image_tokens
         return seen + (f" and {other} of other inputs" if other else "")
 

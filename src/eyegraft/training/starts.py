@@ -51,7 +51,7 @@ def start_of(run: Run, stage: str, to_come: Sequence[str] = ()) -> tuple[Path | 
     if named is None and not any(name in run.facts["stages"] or name in to_come for name in before):
         named, key = run.recipe.train.init_from, "train.init_from"
     if named is not None:
-        return _start_elsewhere(named, key)
+        return start_elsewhere(named, key)
     if not before or before[-1] in to_come:
         return None, []
     found = find_checkpoint(checkpoints_of(run.folder / before[-1]) / "best")
@@ -64,8 +64,15 @@ def start_of(run: Run, stage: str, to_come: Sequence[str] = ()) -> tuple[Path | 
     return found, read_config(found)["lineage"]
 
 
-def _start_elsewhere(named: str, key: str) -> tuple[Path, list[str]]:
-    """See `start_of`: of another run, the last stage that has a checkpoint, or the stage that is named."""
+def start_elsewhere(named: str, key: str) -> tuple[Path, list[str]]:
+    """The checkpoint that a path names, and the stages behind it: of a run, the last stage that has one.
+
+    Args:
+        key: where the recipe names it.
+
+    Raises:
+        RunError: it names none.
+    """
     try:
         other, stage, which = read_place(named)
         path = other.checkpoint(stage, which)
