@@ -13,6 +13,7 @@ import yaml
 from eyegraft.config import overlay
 from eyegraft.errors import RunError
 from eyegraft.evaluation.compare import Comparison, compare_runs
+from eyegraft.metrics import captions
 from eyegraft.metrics._bootstrap import paired_interval
 
 IDS = [f"s{number}" for number in range(12)]
@@ -271,3 +272,84 @@ def test_a_run_names_no_file_outside_its_folder(tmp_path: Path, absolute: bool) 
     place.write_text(json.dumps(result), encoding="utf-8")
     with pytest.raises(RunError, match=r"test\.json cannot be read"):
         compare_runs([tmp_path / "runs"])
+
+
+def staged_run(folder: Path, plain_recipe: Callable[..., dict[str, Any]], answers: dict[str, list[str]], tasks: tuple[str, str]) -> Path:
+    """A run of captions with stages `warm` and `fine`, both evaluated; answers by stage."""
+    make_run(folder, 0.5, metric="val_loss")
+    kinds = {name: {"kind": "caption"} for name in tasks}
+    recipe = plain_recipe(tasks=kinds, stages={"warm": {"task": tasks[0]}, "fine": {"task": tasks[1]}})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    stage = facts["stages"].pop("only")
+    for name, value in (("warm", 0.9), ("fine", 0.7)):
+        facts["stages"][name] = {**stage, "best": {**stage["best"], "value": value}}
+    (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    references = [f"a house by lake number {number}" for number in range(12)]
+    for name, file, task in (("warm", "test@warm", tasks[0]), ("fine", "test", tasks[1])):
+        scored = captions.score(answers[name], [[text] for text in references])
+        result = {
+            "task": task,
+            "num_samples": 12,
+            "num_resamples": 200,
+            "seed": 5,
+            "data": {"sha256": "t"},
+            "checkpoint": {"path": f"{name}/best", "sha256": "x", "stage": name},
+            "samples": f"{file}.samples.jsonl",
+            "signature": dict(scored.signature),
+            "systems": {"model": {metric: {"value": value, "low": None, "high": None} for metric, value in scored.corpus.items()}},
+        }
+        (folder / "evaluation" / f"{file}.json").write_text(json.dumps(result), encoding="utf-8")
+        rows = [
+            {
+                "id": IDS[number],
+                "references": [references[number]],
+                "answers": {"model": answers[name][number]},
+                "scores": {metric: values[number] for metric, values in scored.per_sample.items()},
+            }
+            for number in range(12)
+        ]
+        (folder / "evaluation" / f"{file}.samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+WARM, FINE = ["a house"] * 12, [f"a house by lake number {number % 7}" for number in range(12)]
+
+
+def test_stages_of_one_run_are_told_apart(tmp_path: Path, plain_recipe: Callable[..., dict[str, Any]]) -> None:
+    run = staged_run(tmp_path / "run", plain_recipe, {"warm": WARM, "fine": FINE}, ("say", "say"))
+    found = compare_runs([f"{run}@warm", f"{run}@fine"], every_metric=True)
+    assert order(found) == ["run@fine", "run@warm"], "by validation"
+    assert [(entry.stage, entry.best) for entry in found.entries] == [("fine", 0.7), ("warm", 0.9)]
+    gaps = found.entries[1].differences
+    assert {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"} <= set(gaps)
+    for name in ("bleu_1", "bleu_4", "rouge_l", "cider"):
+        gap, values = gaps[name], [entry.metrics[name].value or 0.0 for entry in found.entries]
+        assert gap.value == pytest.approx(values[1] - values[0])
+        assert gap.low is not None
+        assert gap.high is not None
+        assert gap.low <= gap.value <= gap.high < 0
+    assert gaps["chrf"].low is None
+
+
+def test_runs_that_are_not_ranked_are_held_against_the_first(tmp_path: Path, plain_recipe: Callable[..., dict[str, Any]]) -> None:
+    """Two tasks may cut texts at different lengths, so their losses are two; their answers to the same samples are not."""
+    run = staged_run(tmp_path / "run", plain_recipe, {"warm": WARM, "fine": FINE}, ("align", "describe"))
+    found = compare_runs([f"{run}@warm", f"{run}@fine"], every_metric=True)
+    assert (found.ranked, found.reference) == (False, f"{run}@warm")
+    gap = found.entries[1].differences["bleu_4"].low
+    assert gap is not None
+    assert gap > 0
+    assert any("against the first run, for the runs are not ranked" in note for note in found.notes)
+    assert compare_runs([f"{run}@warm", f"{run}@fine"]).reference is None
+
+
+def test_a_stage_that_is_missing_or_not_evaluated(tmp_path: Path, plain_recipe: Callable[..., dict[str, Any]]) -> None:
+    run = staged_run(tmp_path / "run", plain_recipe, {"warm": WARM, "fine": FINE}, ("say", "say"))
+    with pytest.raises(RunError, match="has no stage 'fin'") as caught:
+        compare_runs([f"{run}@fin"])
+    assert "fine" in str(caught.value)
+    (run / "evaluation" / "test@warm.json").unlink()
+    assert marks(compare_runs([f"{run}@warm"]))["run@warm"] == (f"no test results: eyegraft evaluate {run} --stage warm",)
+    odd = make_run(tmp_path / "a@b", 0.5)
+    assert order(compare_runs([odd])) == ["a@b"], "a folder of that very name is itself"

@@ -92,8 +92,9 @@ def _columns(comparison: Comparison, metrics: list[str]) -> dict[str, list[str]]
         columns[name + arrow] = [f"{entry.best:.4f}" if entry.best is not None and entry.watched == name else "" for entry in entries]
     for name in metrics:
         columns[f"{comparison.split} {name}"] = [_value(entry.metrics.get(name), "{:.3f}") for entry in entries]
+    held_against = "best" if comparison.ranked else "0"
     columns[f"Δ {comparison.metric}"] = [
-        "best" if entry.run == comparison.reference else _value(entry.difference, "{:+.3f}") for entry in entries
+        held_against if entry.run == comparison.reference else _value(entry.difference, "{:+.3f}") for entry in entries
     ]
     columns[""] = ["; ".join(entry.marks) for entry in entries]
     return columns

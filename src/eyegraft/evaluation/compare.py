@@ -33,7 +33,8 @@ class Comparison:
         keys: the recipe's keys in which the runs differ.
         ranked: the runs may be held against each other; else they stand in the order of their folders.
         watched, higher_is_better: what they are ranked by.
-        metric: what `difference` is of; reference: the run that it is against.
+        metric: what `difference` is of; reference: the run that it is against, the first of those that are ranked. With every metric
+            asked for, runs that are not ranked are held against the first that was named, if their results stand on the same data.
         notes: sentences that must stand beside the table.
     """
 
@@ -162,9 +163,10 @@ def _differences(
     if metric is not None and metric not in names:
         expected = f"one of {', '.join(names)}" if names else "runs that were evaluated"
         raise RunError(f"no run has {metric!r} on {split}", expected, nearest(metric, names) or "`eyegraft evaluate RUN`")
-    if len(evaluated) < 2 or not ranked:
+    one_data = len({read.result["data"]["sha256"] for read in evaluated if read.result is not None}) == 1
+    if len(evaluated) < 2 or not (ranked or (every_metric and one_data)):
         return metric, None, []
-    best = reads[0]
+    best = reads[0] if ranked else evaluated[0]
     if best.result is None:
         return metric, None, [f"The best run by validation has no {split} results: eyegraft evaluate {best.entry.run}"]
     metric = metric or next(iter(best.entry.metrics))
@@ -175,7 +177,7 @@ def _differences(
             continue
         found = {}
         for name in names if every_metric else [metric]:
-            if name not in read.entry.metrics or name not in best.entry.metrics:
+            if not _is_same(name, read, best):
                 continue
             value, low, high = pairs.difference(read.folder, read.result, name)
             known = math.isfinite(low)
@@ -184,10 +186,17 @@ def _differences(
             if not known and name == metric:
                 unknown.add(pairs.why)
         entries[place] = replace(entries[place], difference=found.get(metric), differences=found if every_metric else {})
-    notes = [f"Differences in {metric} are paired by sample, against the best run by validation, with 95 % bootstrap intervals."]
+    against = "the best run by validation" if ranked else "the first run, for the runs are not ranked"
+    notes = [f"Differences in {metric} are paired by sample, against {against}, with 95 % bootstrap intervals."]
     if best.result["num_samples"] < MIN_SAMPLES:
         notes.append(f"{split} has {best.result['num_samples']} samples: too few to tell runs apart.")
     return metric, best.entry.run, notes + [f"{metric}: {why}, so the interval is unknown." for why in sorted(unknown)]
+
+
+def _is_same(metric: str, read: Read, other: Read) -> bool:
+    """Both have it, counted in the same way: the same metric of words and of characters are two."""
+    ways = [(found.result or {}).get("signature", {}).get(metric) for found in (read, other)]
+    return metric in read.entry.metrics and metric in other.entry.metrics and ways[0] == ways[1]
 
 
 def _differing(values: Sequence[Any], prefix: str = "") -> list[str]:

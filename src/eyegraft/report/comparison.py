@@ -136,7 +136,9 @@ def _best(sides: Sequence[Side], metrics: Sequence[str], about: Mapping[str, Any
         known = {side.label: value for side in sides if name in side.figures and (value := side.figures[name].value) is not None}
         if len(known) > 1 and words.is_directed(name, about):
             sign = 1 if words.higher_is_better(name, about) else -1
-            found[name] = max(known, key=lambda label: sign * known[label])
+            first, second = sorted(known, key=lambda label: -sign * known[label])[:2]
+            if known[first] != known[second]:
+                found[name] = first
     return found
 
 
@@ -172,14 +174,13 @@ def _sample(sides: Sequence[Side], id_: str, judge: str, scores: Sequence[float]
         best = score == max(scores) > min(scores)
         said.append(Said(side.label, answer, words.number(_score(side, id_, judge)), best, seen))
     references = row.get("references")
+    seen_by_any = sorted((item.seen for item in said if item.seen is not None), key=lambda seen: not seen.measured)
     return Sample(
         id=words.answer_text(id_),
         question=words.answer_text(row.get("prompt") or ""),
         references=[words.answer_text(item) for item in (references[:MAX_REFERENCES] if isinstance(references, list) else [])],
         said=said,
-        panorama=next(
-            (item.seen for item in said if item.seen and item.seen.measured), next((item.seen for item in said if item.seen), None)
-        ),
+        panorama=next(iter(seen_by_any), None),
         picture=uri,
         no_picture=reason,
     )

@@ -22,6 +22,8 @@ SIZE = (1024, 512)
 """Pixels of an embedded panorama, at most."""
 BUDGET = 5_000_000
 """Characters of embedded panoramas in a gallery; later ones are left out."""
+FULL_TINT = 0.05
+"""Nats per token: where no view is worth as much as that, the tint stays pale, for the answer stands on none of them."""
 LEFT_OUT = "picture left out"
 """The reason where that budget is spent."""
 _POINTS = 25
@@ -35,7 +37,7 @@ class Mark:
     Attributes:
         path: its outline as an SVG path; empty of the whole picture.
         worth: as text, empty where it was not measured.
-        strength: share of the largest worth of the picture, 0 to 1.
+        strength: share of the largest worth of the picture, 0 to 1; less where all are small.
     """
 
     label: str
@@ -113,7 +115,7 @@ def _mark(view: View, worth: float | None, largest: float, levels: bool) -> Mark
     label = "whole" if view.width >= 360 else f"{yaw:+.0f}°".replace("-", "−").replace("+0°", "0°")
     if levels and view.width < 360:
         label += f", {abs(view.pitch):.0f}° {'up' if view.pitch >= 0 else 'down'}"
-    strength = max(0.0, worth / largest) if worth is not None and largest > 0 else 0.0
+    strength = max(0.0, worth / max(largest, FULL_TINT)) if worth is not None else 0.0
     return Mark(label, yaw, view.pitch, outline(view), "" if worth is None else number(worth, signed=True), round(strength, 3))
 
 
