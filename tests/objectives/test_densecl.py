@@ -101,7 +101,7 @@ def test_it_learns_to_find_places_on_spheres_that_it_has_not_seen() -> None:
     assert after["loss"] < before["loss"] - 0.3
     assert after["cosine_overlap"] - after["cosine_apart"] > before["cosine_overlap"] - before["cosine_apart"] + 0.05, (before, after)
     assert after["feature_std"] > 0.5 * before["feature_std"]
-    assert set(after) == {"loss", "cosine_overlap", "cosine_apart", "feature_std"}
+    assert after["cosine_overlap_centred"] > before["cosine_overlap_centred"] - 0.01
 
 
 def test_matches_are_drawn_from_the_seed_alone() -> None:

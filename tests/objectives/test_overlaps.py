@@ -100,8 +100,21 @@ def test_likeness_is_the_mean_over_all_couples() -> None:
     every = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).mT  # [B, P, P]
     torch.testing.assert_close(found["cosine_apart"], every[:, couples].mean(1))
     torch.testing.assert_close(found["feature_std"], first.flatten(0, 1).var(0, correction=0).sqrt().mean().expand(2))
-    alike = overlaps.likeness(torch.ones_like(first), torch.ones_like(second))
-    assert [round(float(value[0]), 4) for value in alike.values()] == [1, 1, 0], "a collapse shows in all three"
+    middle = torch.cat([first, second]).mean((0, 1))
+    centred = F.normalize(first - middle, dim=-1) @ F.normalize(second - middle, dim=-1).mT
+    torch.testing.assert_close(found["cosine_apart_centred"], centred[:, couples].mean(1))
+    torch.testing.assert_close(found["cosine_overlap_centred"], centred.diagonal(dim1=1, dim2=2).mean(1))
+
+
+def test_what_all_cells_share_raises_cosines_but_not_centred_ones() -> None:
+    overlaps = Overlaps(spheres.E2P, (7, 7))
+    first, second = overlaps(spheres.known(spheres.E2P, (7, 7), 2, 6)[0].tokens)
+    plain, moved = overlaps.likeness(first, second), overlaps.likeness(first + 3, second + 3)
+    assert moved["cosine_apart"].min() > plain["cosine_apart"].max() + 0.5
+    for name in ("cosine_overlap_centred", "cosine_apart_centred", "feature_std"):
+        torch.testing.assert_close(moved[name], plain[name], atol=1e-4, rtol=0)
+    collapsed = overlaps.likeness(torch.ones_like(first), torch.ones_like(second))
+    assert [round(float(collapsed[name][0]), 4) for name in ("cosine_overlap", "cosine_apart", "feature_std")] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(

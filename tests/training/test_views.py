@@ -20,7 +20,7 @@ OBJECTIVES = {
 STAGES = ("+tasks.overlap={kind: pretrain}", "stages.finetune.task=caption", "stages.warm.task=overlap", "stages.warm.epochs=2")
 WORDS = (*STAGES, "+stages.warm.tune={vision_encoder: full}", "augmentation=none", "data.columns.group=null", "run_stages=[warm]")
 NOTES = {"vicreg": {"invariance", "variance", "covariance"}, "densecl": set()}
-LIKENESS = {"cosine_overlap", "cosine_apart", "feature_std"}
+LIKENESS = {"cosine_overlap", "cosine_apart", "cosine_overlap_centred", "cosine_apart_centred", "feature_std"}
 
 
 def words(kind: str, *more: str) -> list[str]:

@@ -77,17 +77,30 @@ class Overlaps(nn.Module):
 
     @torch.no_grad()
     def likeness(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """How alike the matches [B, P, D] of encoder tokens are, each number [B]: `cosine_overlap`, mean cosine of matched cells;
-        `cosine_apart`, the same of views that see nothing in common, where there are any; `feature_std`, the standard deviation over all
-        matched cells of the batch, mean over features: 0 where the encoder says the same of everything."""
+        """How alike the matches [B, P, D] of encoder tokens are, each number [B].
+
+        `cosine_overlap` is the mean cosine of matched cells, `cosine_apart` that of cells of views that see nothing in common, where there
+        are such. What all cells share raises both: they are given once more `_centred`, less the mean of all matched cells of the batch.
+        `feature_std` is the standard deviation over all matched cells of the batch, mean over features: 0 where the encoder says the same
+        of everything, as `cosine_apart` is then 1.
+        """
+        middle = torch.cat([first, second]).mean((0, 1))
+        spread = first.flatten(0, 1).std(0, correction=0).mean()
+        centred = self._cosines(first - middle, second - middle)
+        return {
+            **self._cosines(first, second),
+            **{f"{name}_centred": values for name, values in centred.items()},
+            "feature_std": spread.expand(len(first)),
+        }
+
+    def _cosines(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
         one, other = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
         found = {"cosine_overlap": (one * other).sum(-1).mean(1)}
         if self.apart.any():  # a mean of cosines is the product of mean unit vectors
             means = [torch.stack([part.mean(1) for part in unit.split(self.sizes, 1)], 1) for unit in (one, other)]  # [B, A, D]
             with torch.autocast(first.device.type, enabled=False):
                 found["cosine_apart"] = (means[0] @ means[1].mT * self.apart).sum((1, 2))
-        spread = first.flatten(0, 1).std(0, correction=0).mean()
-        return {**found, "feature_std": spread.expand(len(first))}
+        return found
 
 
 def spread(values: Tensor, seen: Tensor) -> Tensor:
