@@ -11,7 +11,9 @@ import torch
 
 import tiny
 from eyegraft.answering import num_tokens
+from eyegraft.config import Part
 from eyegraft.errors import PartError, RecipeError
+from eyegraft.registry import configured
 from eyegraft.types import IGNORE, Tokens, moved_to, taken_from
 from eyegraft.views import Views
 
@@ -202,6 +204,16 @@ def test_views_of_what_is_no_picture(make_graft: Make) -> None:
         make_graft(views=VIEWS, vision_encoder={"kind": "patch_cnn", "sensor": sensor})
 
 
+def test_views_of_a_size_that_the_encoder_does_not_read(make_graft: Make) -> None:
+    for eye in ("grid", "class-token"):
+        with pytest.raises(RecipeError, match=r"views.size=64, but this encoder reads pictures of (\d+) x \1 pixels") as caught:
+            make_graft(views={**VIEWS, "size": 64}, **EYES[eye])
+        assert caught.value.fix == "set views.size=null"
+    for eye, count in (("convolution", 4 * 2 * 2), ("naflex", 4 * 16), ("class-token-timm", 4 * (1 + 4 * 4))):
+        _, model = make_graft(views={**VIEWS, "size": 64}, **EYES[eye])
+        assert num_tokens(model) == count
+
+
 @torch.no_grad()
 def test_a_panorama_that_is_missing_is_masked_in_all_its_views(make_graft: Make) -> None:
     _, model = make_graft(views=VIEWS, pooling={"kind": "avg"}, connector={"kind": "perceiver", "num_latents": 3, "num_heads": 4})
@@ -223,3 +235,13 @@ def test_rows_of_views_share_their_directions(make_graft: Make) -> None:
     assert row.directions is tokens.directions
     there = moved_to(tokens, "meta")
     assert there.directions.device == there.values.device
+
+
+@pytest.mark.parametrize("kind", ["dino", "mae"])
+def test_objectives_of_one_picture_refuse_views(make_graft: Make, kind: str) -> None:
+    """They would mix up samples and views."""
+    _, model = make_graft(views=VIEWS)
+    module, config = configured("objectives", Part(kind=kind))
+    with pytest.raises(PartError, match=f"objective {kind} with views: anyres_e2p, 4 pictures") as caught:
+        module.build(config).attach(model)
+    assert "vicreg" in caught.value.fix

@@ -114,7 +114,7 @@ def _look_around(encoder: Any, recipe: Recipe) -> None:
     """Let the encoder see views in place of the picture.
 
     Raises:
-        RecipeError: it reads no pictures, or maps of known classes.
+        RecipeError: it reads no pictures, or maps of known classes, or none of the size of the views.
     """
     if not isinstance(encoder.spec, ImageSpec) or encoder.spec.classes:
         reads = "maps of known classes" if isinstance(encoder.spec, ImageSpec) else "no pictures"
@@ -123,6 +123,17 @@ def _look_around(encoder: Any, recipe: Recipe) -> None:
             "an encoder of pictures",
             "set views=null, or another vision_encoder",
         )
+    side, size = recipe.views.size if recipe.views is not None else None, encoder.spec.size
+    if side is not None and size != (side, side) and encoder.spec.patch_size is None:
+        try:
+            with torch.no_grad():
+                encoder.eval()(torch.zeros(1, encoder.spec.channels, side, side))
+        except (AssertionError, RuntimeError, ValueError) as error:  # every library refuses in its own way
+            raise RecipeError(
+                f"views.size={side}, but this encoder reads pictures of {size[0]} x {size[1]} pixels: {str(error).splitlines()[0]}",
+                "the encoder's own size, or an encoder that reads any (a convolutional one, DINOv2, NaFlex)",
+                "set views.size=null",
+            ) from error
     encoder.spec = replace(encoder.spec, views=recipe.views)
 
 

@@ -51,7 +51,9 @@ class TimmEncoder(nn.Module):
             features = grid.flatten(1, 2)  # [B, N, D]
         else:
             prefix = int(getattr(self.backbone, "num_prefix_tokens", 0))
-            height, width = self.backbone.patch_embed.grid_size
+            patches = self.backbone.patch_embed
+            # a model that reads pictures of any size still names the grid of the one that it was trained with
+            height, width = patches.dynamic_feat_size(inputs.shape[2:]) if hasattr(patches, "dynamic_feat_size") else patches.grid_size
         mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return Tokens(features, mask, grid=(height, width), num_prefix=prefix)
 

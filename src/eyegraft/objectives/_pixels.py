@@ -29,11 +29,14 @@ def present(batch: Batch) -> Tensor:
     return batch.targets.new_ones(len(batch)) if found is None else found[: len(batch)].to(batch.targets.dtype)
 
 
-def layout(model: Any, objective: str) -> Tokens:
-    """The tokens of one blank picture; the encoder is left in evaluation mode.
+def layout(model: Any, objective: str, *, reads_views: bool = False) -> Tokens:
+    """The tokens of one blank picture, or of one view of it; the encoder is left in evaluation mode.
+
+    Args:
+        reads_views: whether the objective can make use of several views of a picture.
 
     Raises:
-        PartError: the encoder takes no pictures of one size.
+        PartError: the encoder takes no pictures of one size, or several views of each that are not asked for.
     """
     encoder = model.encoders[MODALITY]
     spec, device = encoder.spec, next(encoder.parameters()).device
@@ -42,6 +45,12 @@ def layout(model: Any, objective: str) -> Tokens:
             f"objective {objective} with vision_encoder of {type(encoder).__name__}, whose pictures vary in shape",
             "an encoder of pictures or patches of one size",
             "choose another vision_encoder",
+        )
+    if isinstance(spec, ImageSpec) and spec.views is not None and not reads_views:
+        raise PartError(
+            f"objective {objective} with views: {spec.views.strategy}, {spec.views.num_views} pictures of each sample",
+            "one picture of each",
+            "use objective vicreg or densecl, or set views=null",
         )
     with torch.no_grad():
         tokens: Tokens = encoder.eval()(_blank(spec, device))
