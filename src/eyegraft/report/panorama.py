@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from eyegraft.report.pictures import picture_uri
 from eyegraft.report.reading import finite, mapping
-from eyegraft.report.words import number
+from eyegraft.report.words import fixed
 from eyegraft.views import View
 
 SIZE = (1024, 512)
@@ -116,7 +116,7 @@ def _mark(view: View, worth: float | None, largest: float, levels: bool) -> Mark
     if levels and view.width < 360:
         label += f", {abs(view.pitch):.0f}° {'up' if view.pitch >= 0 else 'down'}"
     strength = max(0.0, worth / max(largest, FULL_TINT)) if worth is not None else 0.0
-    return Mark(label, yaw, view.pitch, outline(view), "" if worth is None else number(worth, signed=True), round(strength, 3))
+    return Mark(label, yaw, view.pitch, outline(view), "" if worth is None else fixed(worth, 3, signed=True), round(strength, 3))
 
 
 @cache

@@ -133,11 +133,13 @@ def fixed(value: Any, decimals: int, signed: bool = False) -> str:
     return text.replace("-", "−", 1) if amount < 0 else f"+{text}" if signed else text
 
 
-def score(value: Any) -> str:
+def score(value: Any, signed: bool = False) -> str:
     """A figure of a table, where the smoothing of a metric may leave traces such as 3e-18 that say nothing."""
     amount = finite(value)
     if amount is None or amount == 0 or abs(amount) >= 0.0005:
-        return number(amount)
+        return number(amount, signed)
+    if signed:
+        return number(0.0)
     return "<0.001" if amount > 0 else ">−0.001"
 
 
