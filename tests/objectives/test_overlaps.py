@@ -137,3 +137,10 @@ def test_no_overlap_is_said_before_training(kind: str, views: Views | None, give
 def test_a_grid_too_coarse_for_the_overlap() -> None:
     with pytest.raises(PartError, match="objective vicreg: 0 cells of a 1x1 grid look between the cells of the next view"):
         spheres.stage("vicreg", spheres.E2P, cells=1)
+
+
+@pytest.mark.parametrize("kind", ["mae", "dino"])
+def test_an_objective_that_reads_one_picture_refuses_views(kind: str) -> None:
+    with pytest.raises(PartError, match=f"objective {kind} with views") as caught:
+        spheres.stage(kind, spheres.E2P)
+    assert "vicreg or densecl" in caught.value.fix

@@ -121,7 +121,7 @@ def overlaps_of(model: Any, objective: str) -> Overlaps:
     if not views.neighbours():
         given = f"strategy={views.strategy}, fov_degrees={views.fov_degrees:g}, overlap={views.overlap:g}"
         raise PartError(f"objective {objective} with views of which no two overlap ({given})", expected, way)
-    grid = layout(model, objective).grid
+    grid = layout(model, objective, reads_views=True).grid
     if grid is None:
         given = f"objective {objective} with an encoder that gives no grid of tokens"
         raise PartError(given, "a token for each cell of a view", "choose another vision_encoder")
