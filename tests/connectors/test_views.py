@@ -200,6 +200,13 @@ def test_the_view_encoding_learns_from_stored_tokens() -> None:
         ("spatial_pool", {}, {"grid": None}, "no grid", "avg"),
         ("spatial_pool", {"size": [2, 7]}, {}, "2 x 7.*has 4 x 6", "at most"),
         ("view_encoding", {}, {"directions": None}, "where they look", "encode_positions=false"),
+        (
+            "qformer",
+            {"dim": 8, "depth": 1, "num_heads": 2},
+            {"values": torch.zeros(2, 1, DIM), "mask": torch.ones(2, 1) > 0},
+            "of one",
+            "none",
+        ),
     ],
 )
 def test_what_does_not_fit_says_so(kind: str, options: dict[str, Any], given: dict[str, Any], match: str, fix: str) -> None:

@@ -57,6 +57,12 @@ class QFormer(nn.Module):
         return together(self._asked(apart(tokens)), tokens) if self.per_view else self._asked(tokens)
 
     def _asked(self, tokens: Tokens) -> Tokens:
+        if tokens.values.shape[1] < 2:
+            raise PartError(
+                "connector=qformer of one token: its queries would have nothing to choose from, and what chooses would never learn",
+                "all tokens of a picture or view",
+                "set pooling=none, or connector.per_view=false where a pooling leaves one token of each view, or connector=prefix",
+            )
         there = tokens.mask.any(1, keepdim=True)  # [B, 1]
         seen = tokens.mask | ~there  # a row without tokens sees all of them in place of nothing, which is no number; it is masked below
         values = self.transformer(
