@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,14 @@ def test_at_the_poles_too(kind: Any, width: int) -> None:
     assert worst(views, drawn(width), (64, 64)) <= 1
 
 
+def test_beyond_a_pole_lies_the_other_side() -> None:
+    """Of 32 rows the last is 3 degrees from the pole: what lies between them is between it and its other side."""
+    picture = np.rint(128 + 100 * WHOLE.cells(32, 64)).astype(np.uint8)
+    views = Views(strategy="e2p", fov_degrees=60, pitch_range_degrees=(-90, 90))
+    exact = np.rint([128 + 100 * view.cells(48, 48) for view in views.views])
+    assert np.abs(render(picture, views, (48, 48)) - exact).max() <= 1
+
+
 def test_views_need_not_be_square_nor_the_panorama_exact() -> None:
     assert worst(Views(strategy="anyres_e2p"), drawn(512, 254), (48, 72)) <= 1
 
@@ -97,6 +106,14 @@ def test_what_is_finer_than_a_pixel_is_averaged() -> None:
     stripes[:, ::2] = 255
     seen = render(stripes, Views(strategy="anyres_e2p"), (32, 32))
     assert np.abs(seen.astype(int) - 127).max() < 12
+
+
+def test_a_pixel_is_the_mean_of_what_it_covers() -> None:
+    """254 columns are too few to be shrunk first, and eight to a pixel: a point of each would be 25 levels off."""
+    picture, views = noise(254), Views(strategy="resize")
+    assert shrunk(picture, views, (32, 32)) is picture
+    means = cv2.resize(picture.astype(np.float32), (32, 32), interpolation=cv2.INTER_AREA)
+    assert np.abs(render(picture, views, (32, 32))[0] - means).mean() < 4
 
 
 @pytest.mark.parametrize("width", [64, 100, 450, 2000, 6080])
