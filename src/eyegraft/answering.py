@@ -19,7 +19,7 @@ from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import DataError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.types import Batch, Sample, Tokens, taken_from
+from eyegraft.types import Batch, Sample, Tokens
 
 
 def readers_of(model: Graft, recipe: Recipe, *, augmented: bool = False) -> dict[str, Reader]:
@@ -114,11 +114,11 @@ def _texts(
         for places, batch, there, fresh in zip(order, questions, wanted, new, strict=True):
             if fresh:
                 made = model.connect(model.encode(next(read).to(device)))
-                tokens = made if len(fresh) == len(there) or tokens is None else _joined(_rows(tokens, [-1]), made)
+                tokens = made if len(fresh) == len(there) or tokens is None else _joined(tokens.take([-1]), made)
             elif tokens is not None:
-                tokens = _rows(tokens, [-1])
+                tokens = tokens.take([-1])
             assert tokens is not None
-            rows = _rows(tokens, [there.index(picture_of[place]) for place in places])
+            rows = tokens.take([there.index(picture_of[place]) for place in places])
             for place, answer in zip(places, task.answer(model.head, rows, batch.to(device)), strict=True):
                 answers[place] = answer
             advance(len(batch))
@@ -140,11 +140,6 @@ def _pictures(samples: Sequence[Sample], model: Graft) -> tuple[list[int], list[
             shown.append(place)
         numbers.append(number)
     return shown, numbers
-
-
-def _rows(tokens: Tokens, places: Sequence[int]) -> Tokens:
-    taken: Tokens = taken_from(tokens, list(places))
-    return taken
 
 
 def _joined(before: Tokens, after: Tokens) -> Tokens:

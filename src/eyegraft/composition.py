@@ -338,12 +338,14 @@ def _cross_faults(recipe: Recipe) -> list[str]:
         faults.append("data.columns.image: given null, but the model reads pictures; expected a column, or train.modality=text_only")
     for name in recipe.stages:
         stage = recipe.stage(name)
-        if stage.task is None and len(recipe.tasks) > 1:
-            faults.append(f"stages.{name}.task: missing; expected one of {', '.join(recipe.tasks)}")
-        if stage.task is not None and stage.task not in recipe.tasks:
-            faults.append(
-                f"stages.{name}.task: given {stage.task!r}; expected one of {', '.join(recipe.tasks)}{_hint(stage.task, recipe.tasks)}"
-            )
+        if stage.task is None and stage.tasks is None and len(recipe.tasks) > 1:
+            faults.append(f"stages.{name}.task: missing; expected one of {', '.join(recipe.tasks)}, or several in stages.{name}.tasks")
+        for task in (stage.task,) if stage.task is not None else stage.tasks or ():
+            if task not in recipe.tasks:
+                key = "task" if stage.task is not None else "tasks"
+                faults.append(f"stages.{name}.{key}: given {task!r}; expected one of {', '.join(recipe.tasks)}{_hint(task, recipe.tasks)}")
+        if len(recipe.tasks_of(stage)) > 1 and recipe.data.columns.task is None:
+            faults.append(f"stages.{name}.tasks: several, but data.columns.task names no column that says which task a row is of")
         for part in stage.tune:
             if part not in PARTS:
                 faults.append(f"stages.{name}.tune: given {part!r}; expected one of {', '.join(PARTS)}{_hint(part, PARTS)}")

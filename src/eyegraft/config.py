@@ -275,6 +275,9 @@ class Settings(Strict):
 
     Attributes:
         task: which of the recipe's tasks is learned; None where there is only one.
+        tasks: several of them in one stage: name -> weight, 0 leaves one out. Rows say which task they are of (`data.columns.task`).
+        temperature: how an epoch is shared among several tasks. None: by weight alone, whatever their rows; T: by weight · rows^(1 / T),
+            so that 1 takes the rows as they are and more levels them out (Arivazhagan et al. 2019).
         split: what is learned from; a pretraining stage may name one without labels. Statistics always come from `train`.
         modality: which encoders the model has: all that the recipe names, or the vision, text or context encoder alone. The same in all
             stages.
@@ -303,6 +306,8 @@ class Settings(Strict):
     """
 
     task: str | None = None
+    tasks: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    temperature: Rate | None = None
     split: str = "train"
     modality: Literal["multimodal", "vision_only", "text_only", "context_only"] = "multimodal"
     objective: Part | None = None
@@ -334,7 +339,7 @@ class Settings(Strict):
     init_from: str | None = None
 
     @model_validator(mode="after")
-    def _one_way_to_train_the_backbone(self) -> Settings:
+    def _fit_together(self) -> Settings:
         if self.finetune_layers and self.freeze_backbone is not False:
             raise ValueError(
                 f"finetune_layers={self.finetune_layers} of a frozen backbone: set freeze_backbone=false, or finetune_layers=0"
@@ -347,6 +352,12 @@ class Settings(Strict):
             raise ValueError("finetune_layers and lora.enabled together: train the blocks or adapters on them")
         if "vision_encoder" in self.tune and (self.freeze_backbone is not None or self.lora.enabled):
             raise ValueError("tune.vision_encoder beside freeze_backbone or lora.enabled, which say the same: keep one")
+        if self.task is not None and self.tasks is not None:
+            raise ValueError(f"task={self.task} beside tasks: name one task, or several with their weights")
+        if self.tasks is not None and not any(self.tasks.values()):
+            raise ValueError(f"the weights of tasks sum to 0 ({', '.join(self.tasks) or 'none named'}): give one of them more")
+        if self.temperature is not None and self.tasks is None:
+            raise ValueError(f"temperature={self.temperature:g} shares an epoch among several tasks: name them in `tasks`")
         if self.objective is not None and self.loss_type not in (None, self.objective.kind):
             raise ValueError(f"loss_type={self.loss_type} and objective.kind={self.objective.kind}: keep one")
         return self
@@ -486,9 +497,11 @@ class Recipe(Strict):
         """Whether the model looks at pictures; of one that does not, none has to be there."""
         return "image" in self.encoder_parts
 
-    def task_of(self, settings: Settings) -> str:
-        """The name of the task that a stage learns."""
-        return settings.task or next(iter(self.tasks))
+    def tasks_of(self, settings: Settings) -> dict[str, float]:
+        """The tasks that a stage learns, and their weights."""
+        if settings.tasks is not None:
+            return {name: weight for name, weight in settings.tasks.items() if weight}
+        return {settings.task or next(iter(self.tasks)): 1.0}
 
     def stage(self, name: str) -> Settings:
         """The settings of one stage: `train`, with what the stage itself states on top (nested keys one by one)."""

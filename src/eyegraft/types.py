@@ -184,6 +184,11 @@ class Tokens:
         """The same layout around values [B, N, D'] of another width."""
         return replace(self, values=values)
 
+    def take(self, places: Sequence[int]) -> Tokens:
+        """The tokens of the samples at these places alone."""
+        taken: Tokens = taken_from(self, list(places))
+        return taken
+
 
 Inputs = Any
 """What one encoder takes for a batch: a tensor, a mapping of tensors, or `Tokens` that were encoded before and only need passing on.

@@ -16,10 +16,12 @@ from cli.running import read_table, run, trained, write_table
 from eyegraft.composition import CONF, load_recipe, recipe_files
 from eyegraft.config import Recipe
 from eyegraft.data.patch_rows import opened
+from eyegraft.prepare.panoramas import Config as Panoramas
+from eyegraft.prepare.panoramas import prepare as prepare_panoramas
 from prepare.test_coco_llava import written as coco_and_llava
 from recipes.test_istra import simulated
 
-NUM_RECIPES = 8
+NUM_RECIPES = 11
 
 # What turns a recipe into its twin: folders -> overrides. A new recipe needs one here, and NUM_RECIPES one more.
 TWINS: dict[str, Callable[[Any], list[str]]] = {
@@ -33,9 +35,29 @@ TWINS: dict[str, Callable[[Any], list[str]]] = {
     ],
     "demo": lambda folders: [*_tiny_eye(folders), "head=prefix_lm", f"head.model={folders.lm('llama')}"],
     "lst_stations": lambda folders: [],
+    "pano_llava": lambda folders: [
+        *_tiny_eye(folders),
+        *(f"head.model={folders.lm('qwen2')}", "head.dtype=float32", "train.precision=32-true", "train.max_steps=2"),
+        *(
+            "stages.vision.objective.expander=[16]",
+            "stages.vision.batch_size=4",
+            "stages.vision.tune.vision_encoder.last_n=1",
+            "stages.resampler.tune.vision_encoder.last_n=1",
+        ),
+    ],
+    "pano_small": lambda folders: [
+        *_tiny_eye(folders),
+        *("head=prefix_lm", f"head.model={folders.lm('llama')}", "train.max_steps=2", "stages.vision.objective.expander=[16]"),
+    ],
     "phi2_clip": lambda folders: [
         *_tiny_eye(folders, "clip_vit_b32", "clip"),
         *(f"head.model={folders.lm('phi')}", "head.num_layers=2", "head.quantize=none", "head.dtype=float32", "train.precision=32-true"),
+    ],
+    "sphere_small": lambda folders: [
+        *_tiny_eye(folders),
+        "head=prefix_lm",
+        f"head.model={folders.lm('llama')}",
+        "tasks.answer.overflow=truncate",
     ],
     "ta_regression": lambda folders: ["vision_encoder=clay_tiny", "vision_encoder.checkpoint=null", "train.precision=32-true"],
     "ta_small": lambda folders: [],
@@ -44,12 +66,14 @@ TWINS: dict[str, Callable[[Any], list[str]]] = {
 FILES: dict[str, Callable[[Path], object]] = {
     "ad_classifier": lambda place: drawn.adverts(place, {"train": 8, "val": 8, "test": 8}),
     "lst_stations": lambda place: simulated(place / "istra" / "raw"),
+    "pano_llava": lambda place: prepare_panoramas(Panoramas(), place / "quic360"),
     "phi2_clip": coco_and_llava,
     "ta_regression": lambda place: _small_world(place / "gk2a"),
 }
 # What makes preparing small, or names the user's files.
 FEW: dict[str, list[str]] = {
     "captioner_small": ["prepare.pictures={train: 150, val: 25, test: 60}"],
+    "sphere_small": ["prepare.panoramas={train: 12, val: 4, test: 4}", "prepare.width=128"],
     "ta_regression": [
         f"prepare.observations=[{', '.join(f'observations/asos_{year}.txt' for year in (2022, 2023, 2024))}]",
         "prepare.stations=stations.csv",
@@ -161,12 +185,11 @@ def both_answer(recipe: Recipe, folder: Path, image: str, root: Path) -> None:
 
 def count(recipe: Recipe, split: str, stage: str | None = None) -> int:
     """The rows of a split in small, of the task of a stage, the last one by default."""
-    if recipe.data.columns.task is not None:
-        asked = recipe.task_of(recipe.stage(stage or recipe.stage_names[-1]))
-        rows = read_table(Path(recipe.data.base_dir) / recipe.data.tables[split])
-        return sum(row[recipe.data.columns.task] == asked for row in rows)
     if recipe.data.satellite is None:
-        return 8
+        table = Path(recipe.data.base_dir) / recipe.data.tables[split]
+        rows = drawn.read_csv(table) if table.suffix == ".csv" else read_table(table)
+        asked, column = "+".join(recipe.tasks_of(recipe.stage(stage or recipe.stage_names[-1]))), recipe.data.columns.task
+        return sum(column is None or row[column] == asked for row in rows)
     return len(opened(Path(recipe.data.base_dir) / recipe.data.satellite.patches[split]))
 
 

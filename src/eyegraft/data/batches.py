@@ -57,6 +57,41 @@ def batch_order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: in
     return batches
 
 
+def shares_of(counts: Mapping[str, int], weights: Mapping[str, float], temperature: float | None) -> dict[str, int]:
+    """How many of the samples of an epoch are of each task; together as many as there are rows.
+
+    Args:
+        counts: rows of each task; one without rows gives none.
+        weights: of those that are learned.
+        temperature: None: by weight alone; T: by weight · rows^(1 / T) (Arivazhagan et al. 2019, arXiv 1907.05019).
+    """
+    scaled = {name: weight * (counts[name] ** (1 / temperature) if temperature else 1) for name, weight in weights.items() if counts[name]}
+    total, rows = sum(scaled.values()), sum(counts[name] for name in scaled)
+    exact = {name: rows * value / total for name, value in scaled.items()}
+    found = {name: int(value) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda name: found[name] - exact[name])[: rows - sum(found.values())]:  # what rounding down left over
+        found[name] += 1
+    return found
+
+
+def mixed(places: Mapping[str, Sequence[int]], shares: Mapping[str, int], *, seed: int, epoch: int) -> list[int]:
+    """The positions of one epoch of several tasks: each goes through its rows in a fresh shuffle, again where it has too few of them.
+
+    Args:
+        places: task -> the positions of its rows.
+        shares: task -> how many samples it gives.
+    """
+    order: list[int] = []
+    for name, count in shares.items():
+        drawing, drawn = random.Random(derived_seed("mixture", seed, epoch, name)), list[int]()
+        while len(drawn) < count:
+            rows = list(places[name])
+            drawing.shuffle(rows)
+            drawn += rows
+        order += drawn[:count]
+    return order
+
+
 def batches_in_order(count: int, batch_size: int) -> list[list[int]]:
     """Positions 0 to count - 1 in batches, as validation and evaluation read them."""
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
@@ -102,10 +137,24 @@ class Examples:
     Args:
         encoded: in the order of the samples.
         readers: modality -> how it is read.
+        weights, temperature: of several tasks that share an epoch (see `shares_of`).
     """
 
-    def __init__(self, samples: Sequence[Sample], encoded: Sequence[Encoded], readers: Mapping[str, Reader]) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        encoded: Sequence[Encoded],
+        readers: Mapping[str, Reader],
+        *,
+        weights: Mapping[str, float] | None = None,
+        temperature: float | None = None,
+    ) -> None:
         self.samples, self.encoded, self.readers = samples, encoded, readers
+        self._places: dict[str, list[int]] = {name: [] for name in weights or ()}
+        for place, sample in enumerate(samples if weights else ()):
+            self._places[str(sample.task)].append(place)
+        counts = {name: len(places) for name, places in self._places.items()}
+        self.shares = shares_of(counts, weights, temperature) if weights else {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -115,7 +164,11 @@ class Examples:
         if isinstance(self.samples, PatchRows):
             return self.samples.order(batch_size, seed=seed, epoch=epoch)
         lengths = [len(text.input_ids) for text in self.encoded]
-        return batch_order(lengths, batch_size, seed=seed, epoch=epoch, grouped=grouped)
+        if not self.shares:
+            return batch_order(lengths, batch_size, seed=seed, epoch=epoch, grouped=grouped)
+        drawn = mixed(self._places, self.shares, seed=seed, epoch=epoch)
+        batches = batch_order([lengths[place] for place in drawn], batch_size, seed=seed, epoch=epoch, grouped=grouped)
+        return [[drawn[number] for number in batch] for batch in batches]
 
     def batch(self, positions: Sequence[int], seeds: Sequence[int | None], pad_id: int) -> Batch:
         """The samples at these positions, texts right-padded.

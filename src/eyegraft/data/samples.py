@@ -71,11 +71,12 @@ class PreparedData:
     fingerprints: dict[str, bytes] = field(default_factory=dict, repr=False)
     several_tasks: bool = False
 
-    def of_task(self, name: str) -> PreparedData:
-        """The samples that one of the recipe's tasks is asked about."""
+    def of_task(self, *names: str) -> PreparedData:
+        """The samples that these of the recipe's tasks are asked about. One that names no task is of any, where there is only one."""
         if not self.several_tasks:
             return self
-        splits = {split: [sample for sample in samples if sample.task in (None, name)] for split, samples in self.splits.items()}
+        meant = (None, *names) if len(names) == 1 else names
+        splits = {split: [sample for sample in samples if sample.task in meant] for split, samples in self.splits.items()}
         return replace(self, splits={split: samples for split, samples in splits.items() if samples})
 
 

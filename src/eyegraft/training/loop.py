@@ -24,6 +24,7 @@ from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load
 from eyegraft.errors import DataError, RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
+from eyegraft.tasks._mixture import Mixture
 from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint
 from eyegraft.training.schedule import rate_factor
 from eyegraft.training.trackers import MetricsFile, Row
@@ -43,7 +44,9 @@ class Position:
     window_loss: float = 0.0
     window_count: float = 0.0
     window_notes: dict[str, float] = field(default_factory=dict)
+    window_tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
     tokens: int = 0
+    task_tokens: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     rows: int = 0
     best: float | None = None
@@ -238,10 +241,11 @@ class StageTrainer:
         total = sum(float(self.objective.counts(batch).sum()) for batch in group)
         summed, notes = 0.0, dict[str, Tensor]()
         for part in (part for batch in group for part in self.step_module.parts(batch)):
-            sums, _, _, noted = self.step_module(Sealed(part.to(self.fabric.device)))
+            sums, counts, _, noted = self.step_module(Sealed(part.to(self.fabric.device)))
             self.fabric.backward(sums.sum() / total)
             summed += float(sums.detach().sum())
             _add_up(notes, noted)
+            self._add_up_tasks(at.window_tasks, part, sums, counts)
         if not math.isfinite(summed):
             ids = [sample.id for batch in group for sample in batch.samples]
             raise TrainingError(
@@ -272,9 +276,23 @@ class StageTrainer:
         notes = {name: value / at.window_count for name, value in at.window_notes.items()}
         if hasattr(self.task, "values_of_loss"):
             notes |= self.task.values_of_loss(self.settings.objective_of(self.task.objectives[0]).kind, loss)
+        for task, (_, count) in at.window_tasks.items():
+            at.task_tokens[task] = at.task_tokens.get(task, 0) + int(count)
+        notes |= {f"loss_{task}": summed / count for task, (summed, count) in at.window_tasks.items() if count}
+        notes |= {f"tokens_{task}": count for task, count in at.task_tokens.items()}
         self._write({**row, **notes, "tokens": at.tokens, "seconds": round(at.seconds, 2)})
-        at.window_loss, at.window_count, at.window_notes = 0.0, 0.0, {}
+        at.window_loss, at.window_count, at.window_notes, at.window_tasks = 0.0, 0.0, {}, {}
         return loss
+
+    def _add_up_tasks(self, sums: dict[str, tuple[float, float]], part: Batch, losses: Tensor, counts: Tensor) -> None:
+        """Of several tasks, the loss of each apart: task -> its sum and what it was summed over."""
+        if not isinstance(self.task, Mixture):
+            return
+        both = torch.stack([losses.detach(), counts], dim=1)  # [B, 2]
+        for name, places in self.task.places(part.samples).items():
+            loss, count = sums.get(name, (0.0, 0.0))
+            more_loss, more_count = both[places].sum(0).tolist()
+            sums[name] = (loss + more_loss, count + more_count)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         assert self.metrics is not None
@@ -330,17 +348,22 @@ class StageTrainer:
         loss = tokens = 0.0
         answers: list[Any] = []
         notes: dict[str, Tensor] = {}
+        tasks: dict[str, tuple[float, float]] = {}
         batches = load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers)
         for part in (part for batch in track(batches, "validating", len(order)) for part in self.step_module.parts(batch)):
             sums, counts, logits, noted = self.step_module(Sealed(part.to(self.fabric.device)))
             loss += float(sums.sum())
             tokens += float(counts.sum())
             _add_up(notes, noted)
+            self._add_up_tasks(tasks, part, sums, counts)
             answers += self.task.read(logits) if self.task.reads_logits else []
         values = {"val_loss": loss / tokens, **{f"val_{name}": value / tokens for name, value in _numbers(notes).items()}}
+        values |= {f"val_loss_{task}": summed / count for task, (summed, count) in tasks.items() if count}
         if not math.isfinite(values["val_loss"]):
             return values  # what follows from NaN cannot be scored
-        if not answers and self.settings.early_stopping.metric != "val_loss":  # texts cost far more than a loss: only where they decide
+        if not answers and not self.settings.early_stopping.metric.startswith(
+            "val_loss"
+        ):  # texts cost far more than a loss: only where they decide
             size = self.recipe.evaluation.batch_size
             answers = answer_samples(
                 self.model, self.task, self.data.val_samples, self.data.val.readers, batch_size=size, label="validating"
@@ -437,9 +460,11 @@ def watched_direction(settings: Settings, stage: str, task: Task, val_samples: S
             raise RecipeError(f"{place} without validation data", "a split called val", "set data.tables.val or data.split.fractions.val")
         return False
     directions = {"val_loss": False, **{f"val_{name}": higher for name, higher in task.directions.items()}}
+    if isinstance(task, Mixture):
+        directions |= {f"val_loss_{name}": False for name in task.tasks}
     if rule.metric not in directions:
         raise RecipeError(f"{place}.metric={rule.metric!r}", f"one of {', '.join(directions)}", nearest(rule.metric, directions))
-    if rule.metric != "val_loss":
+    if not rule.metric.startswith("val_loss"):
         scores = task.score([task.prior(val_samples)] * len(val_samples), val_samples)
         if not math.isfinite(scores.corpus[rule.metric.removeprefix("val_")]):
             raise DataError(

@@ -28,6 +28,7 @@ from eyegraft.files import disk_errors
 from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
 from eyegraft.tasks import Task
+from eyegraft.tasks._mixture import Mixture, each_task
 from eyegraft.training.checkpoints import checkpoints_of, find_checkpoint, keep_final, load_objective, load_weights, read_config, settle
 from eyegraft.training.features import frozen_modalities, stored_readers
 from eyegraft.training.loop import StageData, StageTrainer, watched_direction
@@ -119,10 +120,12 @@ def build_model(recipe: Recipe) -> Graft:
 
 
 def build_task(recipe: Recipe, settings: Settings) -> Task:
-    name = recipe.task_of(settings)
-    module, config = configured("tasks", recipe.tasks[name])
-    task: Task = module.build(name, config)
-    return task
+    """The task that a stage learns; of several, their mixture."""
+    tasks: dict[str, Task] = {}
+    for name in recipe.tasks_of(settings):
+        module, config = configured("tasks", recipe.tasks[name])
+        tasks[name] = module.build(name, config)
+    return Mixture(tasks) if len(tasks) > 1 else next(iter(tasks.values()))
 
 
 def build_objective(task: Task, settings: Settings) -> Any:
@@ -202,10 +205,12 @@ def rows_of(data: PreparedData, task: Task) -> PreparedData:
     Raises:
         DataError: none to learn from.
     """
-    found = data.of_task(task.name)
-    if "train" not in found.splits:
+    found = data.of_task(*each_task(task))
+    there = {sample.task for sample in found.splits.get("train", [])}
+    missing = [name for name in each_task(task) if name not in there and None not in there] if data.several_tasks else []
+    if missing:
         named = sorted({str(sample.task) for sample in data.splits["train"]})
-        given = f"no row of the training split is of task {task.name!r}; its rows name {shown(named)}"
+        given = f"no row of the training split is of task {shown(missing)}; its rows name {shown(named)}"
         raise DataError(given, "rows of each task that a stage learns", "name the tasks of the recipe as data.columns.task does")
     return found
 
@@ -218,7 +223,8 @@ def prepare_task(recipe: Recipe, task: Task, data: PreparedData) -> None:
     """
     faults: list[DataError] = []
     settings = {name: recipe.stage(name) for name in recipe.stages}
-    others = {found.split for found in settings.values() if recipe.task_of(found) != task.name} - {"train"}  # such as one without labels
+    elsewhere = [found for found in settings.values() if set(recipe.tasks_of(found)).isdisjoint(each_task(task))]
+    others = {found.split for found in elsewhere} - {"train"}  # such as one without labels
     read = {"train", "val", *recipe.evaluation.splits, *(found.split for found in settings.values())}
     others |= {split for split, samples in data.splits.items() if split not in read and _unlabelled(samples)}  # of a stage that is left out
     for split in dict.fromkeys([*data.splits, "val"]):  # all of them: a fault in `test` is not for the end of the training
@@ -260,7 +266,14 @@ def stage_data(
 ) -> StageData:
     """Examples of the splits that a stage reads."""
     val_samples = data.splits.get("val", [])
-    train = Examples(data.splits[settings.split], encoded[settings.split], readers_of(model, recipe, augmented=True))
+    weights = recipe.tasks_of(settings)
+    train = Examples(
+        data.splits[settings.split],
+        encoded[settings.split],
+        readers_of(model, recipe, augmented=True),
+        weights=weights if len(weights) > 1 else None,
+        temperature=settings.temperature,
+    )
     val = Examples(val_samples, encoded["val"], readers_of(model, recipe)) if len(val_samples) else None
     return StageData(train, val, val_samples, pad_id_of(model), recipe.data.num_workers, inputs)
 
