@@ -44,7 +44,12 @@ from eyegraft.prepare.weather_fields.projection import AWIPS_211, MAP
 from eyegraft.prepare.weather_fields.styles import STYLES
 
 SMALL = Config(
-    train=Cases(storm=3, stations=2, model=1), val=Cases(storm=2), test=Cases(storm=2), test_region=Cases(stations=2), windows_per_time=2
+    train=Cases(storm=3, stations=2, model=1),
+    val=Cases(storm=2),
+    test=Cases(storm=2),
+    test_region=Cases(stations=2),
+    windows_per_time=2,
+    seed=0,
 )
 MIDDLE = Window("middle", 0.0, 0.0)
 
@@ -188,7 +193,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(made: Path,
 
 
 def test_another_configuration_leaves_no_old_picture_and_foreign_ones_are_refused(tmp_path: Path) -> None:
-    few = Config(train=Cases(storm=1), val=Cases(), test=Cases(), test_region=Cases(), workers=1)
+    few = Config(train=Cases(storm=1), val=Cases(), test=Cases(), test_region=Cases(), seed=0, workers=1)
     other = few.model_copy(update={"seed": 1})
     ids = [planned("train", {"storm": 1}, 3, seed)[0].id for seed in (0, 1)]
     assert ids[0] != ids[1]
@@ -331,13 +336,13 @@ def test_a_map_is_filled_with_the_colours_of_its_values() -> None:
     _, y = MIDDLE.nodes()
     fields = {"temperature_c": 7 + y / 40, "wind_x": np.zeros_like(y), "wind_y": np.zeros_like(y)}
     style = STYLES["paper"]
-    content = drawn(CONDITIONS["stmp"], fields, MIDDLE, style, time_of("storm", 4), None)
+    content = drawn(CONDITIONS["ltmp"], fields, MIDDLE, style, time_of("storm", 4), None)
     with Image.open(io.BytesIO(content)) as image:
         pixels = np.asarray(image.convert("RGB"))[MARGIN : MARGIN + MAP_SIZE[1], MARGIN : MARGIN + MAP_SIZE[0]]
-    colours = colours_of(CONDITIONS["stmp"], style)
+    colours = colours_of(CONDITIONS["ltmp"], style)
     for row in (20, 175, 335):
         value = 7 + (ROWS / 2 * STEP_KM - row * 3) / 40
-        wanted = np.array(colours[int(np.digitize(value, CONDITIONS["stmp"].levels))])
+        wanted = np.array(colours[int(np.digitize(value, CONDITIONS["ltmp"].levels))])
         near = np.abs(pixels[row].astype(int) - wanted).max(1) < 12  # colours are few
         assert near.mean() > 0.5, (row, value)
 

@@ -58,15 +58,15 @@ class Config(Strict):
     workers: processes that draw.
     """
 
-    train: Cases = Cases(storm=57, stations=24, model=6)
+    train: Cases = Cases(storm=84, stations=24, model=12)
     val: Cases = Cases(storm=9, stations=6)
     test: Cases = Cases(storm=18, stations=9)
     test_region: Cases = Cases(storm=18, stations=6, model=3)
     windows_per_time: Positive = 3
-    train_styles: tuple[str, ...] = ("paper", "atlas", "night", "bulletin")
+    train_styles: tuple[str, ...] = ("paper", "atlas", "river", "bulletin")
     val_style: str = "fax"
     test_style: str = "slate"
-    seed: NonNegative = 0
+    seed: NonNegative = 7
     workers: Positive = 2
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
 """The kinds of maps: what is filled and contoured, how the dominant feature is found, and the words for it.
 
 Twelve are classes of WeatherQA (Ma et al. 2024) and mean the same here: `bigsfc_cropped fzlv laps mcon pchg sbcp shr6 srh1 swbt tadv
-thea ttd`. Six have no class there and names of our own: `pmsl` (sea level pressure), `stmp` (surface temperature without a dewpoint),
-`sadv` (temperature advection at the surface, not at 850 hPa), `pch6` (pressure change in six hours, not in two), `w500` (wind at 500 hPa)
-and `shr5` (shear from the surface to 500 hPa, not to 6 km). Units are metric and degrees Celsius where SPC draws Fahrenheit and knots.
+thea ttd`. Six have no class there and names of our own: `pmsl` (sea level pressure), `ltmp` (low-level temperature, see README.md),
+`ladv` (its advection, not that at 850 hPa), `pch6` (pressure change in six hours, not in two), `w500` (wind at 500 hPa)
+and `shr5` (shear from there to 500 hPa, not to 6 km). Units are metric and degrees Celsius where SPC draws Fahrenheit and knots.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def _range(first: float, last: float, step: float) -> tuple[float, ...]:
 
 
 _BARBS = ("wind", "surface wind")
+_LOW_BARBS = ("wind", "low-level wind")
 _PRESSURE_SIGNS = ("low", "high")
 _PRESSURE_MEANS = (
     "converging, rising air, with clouds and unsettled weather near the center",
@@ -88,7 +89,7 @@ CONDITIONS: dict[str, Condition] = {
             "pressure_hpa",
             4,
             "isobars every 4 hPa",
-            *_BARBS,
+            *_LOW_BARBS,
             "pressure",
             "pressure",
             _PRESSURE_SIGNS,
@@ -139,22 +140,22 @@ CONDITIONS: dict[str, Condition] = {
             degrees=(4, 7),
         ),
         Condition(
-            "stmp",
-            "Surface Temperature (C) and Wind",
-            "surface temperature",
+            "ltmp",
+            "Low-Level Temperature (C) and Wind",
+            "low-level temperature",
             "temperature_c",
             _range(-30, 25, 5),
             "°C",
             "temperature_c",
             5,
             "isotherms every 5 °C",
-            *_BARBS,
+            *_LOW_BARBS,
             "temperature",
             "contrast",
             ("cold", "mild"),
             "{level} temperature contrast in mostly {sign} air",
             "{value:.1f} °C per 100 km",
-            ("dense air of polar origin that hugs the ground", "air of oceanic or southern origin that resists freezing"),
+            ("dense air of polar origin that hugs low ground", "air of oceanic or southern origin that resists freezing"),
             sign_at=5,
             degrees=(3, 4.5),
         ),
@@ -207,7 +208,7 @@ CONDITIONS: dict[str, Condition] = {
             "change6_hpa",
             4,
             "pressure change every 4 hPa",
-            *_BARBS,
+            *_LOW_BARBS,
             "diverging",
             "change",
             ("falls", "rises"),
@@ -217,24 +218,24 @@ CONDITIONS: dict[str, Condition] = {
             degrees=(5, 9),
         ),
         Condition(
-            "sadv",
-            "Surface Temperature Advection (C/3h) and Wind",
-            "surface temperature advection",
-            "surface_advection_k3h",
+            "ladv",
+            "Low-Level Temperature Advection (C/3h) and Wind",
+            "low-level temperature advection",
+            "low_advection_k3h",
             _range(-6, 6, 1),
             "°C/3h",
             "temperature_c",
             5,
-            "surface temperature every 5 °C",
-            *_BARBS,
+            "low-level temperature every 5 °C",
+            *_LOW_BARBS,
             "diverging",
             "change",
             ("cold", "warm"),
             "area of {level} {sign} advection",
             "{value:+.1f} °C in 3 hours",
             (
-                "colder air that flows in at the ground and steadies the layer above it",
-                "warmer air that flows in and glides up over cooler air",
+                "colder air that flows in below and steadies the layer above it",
+                "warmer air that flows in below and glides up over cooler air",
             ),
             degrees=(2, 4),
         ),
@@ -318,8 +319,8 @@ CONDITIONS: dict[str, Condition] = {
         ),
         Condition(
             "shr5",
-            "Surface to 500 hPa Shear (m/s)",
-            "surface to 500 hPa wind shear",
+            "Low-Level to 500 hPa Shear (m/s)",
+            "low-level to 500 hPa wind shear",
             "shear5_ms",
             _range(10, 55, 5),
             "m/s",
@@ -439,7 +440,7 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 OF_SOURCE: dict[str, tuple[str, ...]] = {
-    "storm": ("pmsl", "stmp", "pch6", "sadv", "w500", "shr5"),
+    "storm": ("pmsl", "ltmp", "pch6", "ladv", "w500", "shr5"),
     "stations": ("bigsfc_cropped", "pmsl", "ttd", "pchg", "thea", "mcon", "swbt"),
     "model": ("pmsl", "ttd", "thea", "mcon", "swbt", "tadv", "w500", "shr6", "srh1", "sbcp", "laps", "fzlv"),
 }

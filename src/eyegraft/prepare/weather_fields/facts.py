@@ -17,20 +17,20 @@ CONCERNS = ("a surge of cold air", "a surge of warm air", "falling pressure", "q
 
 EVIDENCE: dict[str, dict[str, str]] = {
     "a surge of cold air": {
-        "sadv": "cold",
+        "ladv": "cold",
         "tadv": "cold",
         "thea": "negative",
-        "stmp": "cold",
+        "ltmp": "cold",
         "ttd": "cold",
         "pch6": "rises",
         "pchg": "rises",
         "swbt": "cold",
     },
     "a surge of warm air": {
-        "sadv": "warm",
+        "ladv": "warm",
         "tadv": "warm",
         "thea": "positive",
-        "stmp": "mild",
+        "ltmp": "mild",
         "ttd": "mild",
         "mcon": "strong",
         "swbt": "mild",
@@ -38,7 +38,7 @@ EVIDENCE: dict[str, dict[str, str]] = {
     },
     "falling pressure": {"pchg": "falls", "pch6": "falls", "pmsl": "low", "bigsfc_cropped": "low", "w500": "strong", "shr5": "strong"},
     "quiet weather": {"pmsl": "high", "bigsfc_cropped": "high", "w500": "weak", "mcon": "weak", "srh1": "weak", "sbcp": "weak"},
-    "strong wind": {"pmsl": "low", "bigsfc_cropped": "low", "w500": "strong", "shr5": "strong", "pch6": "rises", "stmp": "cold"},
+    "strong wind": {"pmsl": "low", "bigsfc_cropped": "low", "w500": "strong", "shr5": "strong", "pch6": "rises", "ltmp": "cold"},
 }
 """Concern -> condition -> the sign that speaks for it. The other sign speaks against it; a condition not named, neither way."""
 
@@ -47,7 +47,7 @@ _VARIABLES: tuple[tuple[str, str], ...] = (  # the first that is found: the long
     ("pch6", r"six.hour pressure change|6.hour pressure change|6.h pressure change"),
     ("thea", r"theta.e advection"),
     ("tadv", r"850 (?:hpa|mb) temperature advection"),
-    ("sadv", r"surface temperature advection|temperature advection"),
+    ("ladv", r"low.level temperature advection|temperature advection"),
     ("mcon", r"moisture (?:flux )?convergence"),
     ("swbt", r"wet.bulb"),
     ("ttd", r"temperature and dew ?point|temperature, dew ?point"),
@@ -60,7 +60,7 @@ _VARIABLES: tuple[tuple[str, str], ...] = (  # the first that is found: the long
     ("sbcp", r"\bcape\b"),
     ("laps", r"lapse rate"),
     ("fzlv", r"freezing level"),
-    ("stmp", r"surface temperature"),
+    ("ltmp", r"low.level temperature"),
 )
 _SIGNS: dict[str, tuple[tuple[str, str], ...]] = {
     "pressure": (("low", r"\blow(?:er)? pressure|\bcyclone|\bdepression"), ("high", r"\bhigh(?:er)? pressure|\banticyclone|\bridge")),
@@ -74,8 +74,8 @@ _SIGNS: dict[str, tuple[tuple[str, str], ...]] = {
 _SIGNS_OF = {
     **dict.fromkeys(("pmsl", "bigsfc_cropped"), "pressure"),
     **dict.fromkeys(("pchg", "pch6"), "change"),
-    **dict.fromkeys(("sadv", "tadv"), "advection"),
-    **dict.fromkeys(("ttd", "stmp", "swbt"), "contrast"),
+    **dict.fromkeys(("ladv", "tadv"), "advection"),
+    **dict.fromkeys(("ttd", "ltmp", "swbt"), "contrast"),
     "thea": "theta",
     "fzlv": "freezing",
 }

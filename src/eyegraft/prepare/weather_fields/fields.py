@@ -197,7 +197,7 @@ def _derived(raw: Mapping[str, Any], lon: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"speed_ms": np.hypot(raw["wind_x"], raw["wind_y"])}
     per_3h = 3 * 3600.0
     if "change6_hpa" in raw or "wind500_x" in raw:
-        found["surface_advection_k3h"] = _advection(raw["temperature_c"], raw["wind_x"], raw["wind_y"]) * per_3h
+        found["low_advection_k3h"] = _advection(raw["temperature_c"], raw["wind_x"], raw["wind_y"]) * per_3h
     if "wind500_x" in raw:
         found["speed500_ms"] = np.hypot(raw["wind500_x"], raw["wind500_y"])
         found["shear5_x"], found["shear5_y"] = raw["wind500_x"] - raw["wind_x"], raw["wind500_y"] - raw["wind_y"]

@@ -162,7 +162,7 @@ def _over(window: Window, row: int, column: int) -> str:
 
 # ── the concern of a case ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_SCALES: dict[str, float] = {"pchg": 2.2, "pch6": 6.5, "sadv": 3.2, "tadv": 3.5, "thea": 5.0}
+_SCALES: dict[str, float] = {"pchg": 2.2, "pch6": 6.5, "ladv": 3.2, "tadv": 3.5, "thea": 5.0}
 """What is much: where the score of a concern is 1. Set once from the distribution over the windows and times of training."""
 _WIND_MS, _QUIET = 17.0, 0.8
 
@@ -187,7 +187,7 @@ def concern_of(features: Mapping[str, Feature], fields: Mapping[str, Any], windo
         elif feature.sign in ("warm", "positive"):
             offer("a surge of warm air", up / _SCALES[condition], condition, field)
     speed = _smooth(fields["speed_ms"])
-    carrier = next(name for name in ("pmsl", "stmp", "ttd") if name in features)
+    carrier = next(name for name in ("pmsl", "ltmp", "ttd") if name in features)
     offer("strong wind", float(np.nanmax(speed)) / _WIND_MS, carrier, speed)
     name, (score, source, strength) = max(scores.items(), key=lambda item: item[1][0])
     if score < _QUIET and "pmsl" in features:

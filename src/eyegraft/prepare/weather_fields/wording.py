@@ -72,7 +72,7 @@ _PRESSURE = ("The main pressure feature is a {sign} of {value} over {over}.", "A
 _EVIDENCE = {
     "pchg": "two-hour pressure change reaches {value}",
     "pch6": "six-hour pressure change reaches {value}",
-    "sadv": "surface temperature advection reaches {value}",
+    "ladv": "low-level temperature advection reaches {value}",
     "tadv": "850 hPa temperature advection reaches {value}",
     "thea": "theta-e advection reaches {value}",
 }
@@ -131,7 +131,7 @@ def summary_of(concern: Concern, features: dict[str, Feature], time: datetime, *
         evidence = _EVIDENCE[concern.source].format(value=source.value)
         lines.append(picked(_WHERE, 6, *names).format(place=part(concern.place), evidence=evidence))
     else:
-        words = "pressure is highest" if concern.name == "quiet weather" else "surface wind is strongest"
+        words = "pressure is highest" if concern.name == "quiet weather" else "low-level wind is strongest"
         lines.append(picked(_WHERE, 6, *names).format(place=part(concern.place), evidence=words))
     if pressure := features.get("pmsl") or features.get("bigsfc_cropped"):
         lines.append(picked(_PRESSURE, 7, *names).format(sign=pressure.sign, value=pressure.value, over=pressure.over))
