@@ -57,13 +57,16 @@ def _is_whole(run: Run, split: str) -> bool:
 
     from eyegraft.files import file_sha256
 
-    result = run.folder / "evaluation" / f"{split}.json"
+    recipe, folder = run.recipe, run.folder / "evaluation"
+    tasks = recipe.tasks_of(recipe.stage(list(recipe.stages)[-1]))
+    names = [f"{split}.{task}" for task in tasks] if len(tasks) > 1 else [split]
     try:
-        used = json.loads(result.read_text(encoding="utf-8"))["checkpoint"]["sha256"]
-        later = (run.folder / "report.html").stat().st_mtime_ns >= result.stat().st_mtime_ns
+        written = [folder / f"{name}.json" for name in names if len(names) == 1 or (folder / f"{name}.json").exists()]
+        used = {json.loads(result.read_text(encoding="utf-8"))["checkpoint"]["sha256"] for result in written}
+        later = all((run.folder / "report.html").stat().st_mtime_ns >= result.stat().st_mtime_ns for result in written)
     except (OSError, ValueError, KeyError):
         return False
-    return later and bool(used == file_sha256(run.checkpoint() / "manifest.json"))
+    return later and used == {file_sha256(run.checkpoint() / "manifest.json")}
 
 
 def _show(run: Path, results: Mapping[str, dict[str, Any]]) -> None:
@@ -81,7 +84,7 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     systems = result["systems"]
-    table = Table(title=f"{result['split']}: {result['num_samples']} samples. {result['held_out']}", title_justify="left")
+    table = Table(title=f"{result['split']}, {result['task']}: {result['num_samples']} samples. {result['held_out']}", title_justify="left")
     table.add_column("")
     for system in systems:
         table.add_column(system.replace("_", "\n"), justify="right")

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patches", metavar="STORE", help="the folder of a patch store, in place of images")
     parser.add_argument("--rows", type=_rows, metavar="0,1,2", help="which rows of the store; all by default")
     parser.add_argument("--stage", help="the stage whose best checkpoint is used; the last by default")
+    parser.add_argument("--task", help="which of the tasks that the stage learned at once; the first by default")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not (arguments.images or arguments.text):
         expected = "image files, --text for a run that reads text alone, or --patches STORE for a run on patches"
         raise DataError("neither an image nor a text nor patches", expected, "name what is asked about")
-    answers = load_run(arguments.run, stage=arguments.stage).predict(
+    answers = load_run(arguments.run, stage=arguments.stage, task=arguments.task).predict(
         arguments.images, prompt=arguments.prompt, texts=arguments.text, choices=arguments.choice
     )
     kind, asked = ("image", arguments.images) if arguments.images else ("text", arguments.text)
@@ -55,7 +56,7 @@ def _predict_patches(arguments: argparse.Namespace) -> None:
 
     if arguments.images or arguments.text or arguments.prompt or arguments.choice:
         raise DataError("--patches beside images, --text, --choice or --prompt", "one kind of input", "leave the others out")
-    rows, answers = load_run(arguments.run, stage=arguments.stage).predict_patches(arguments.patches, arguments.rows)
+    rows, answers = load_run(arguments.run, stage=arguments.stage, task=arguments.task).predict_patches(arguments.patches, arguments.rows)
     for sample, answer in zip(rows, answers, strict=True):
         measured = float(sample.references[0]) if sample.references else None
         if arguments.json:

@@ -10,7 +10,8 @@ from typing import Any
 def evaluate(
     run: Path | str, *, splits: Sequence[str] | None = None, stage: str | None = None, table: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a run on held-out splits; gives split -> result, as written to `<run>/evaluation/<split>.json`.
+    """Evaluate a run on held-out splits; gives split -> result, as written to `<run>/evaluation/<split>.json`. A stage that learned several
+    tasks has a result for each that the split has rows of, `<split>.<task>`.
 
     Args:
         splits: None takes the recipe's `evaluation.splits`.

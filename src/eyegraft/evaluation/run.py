@@ -31,6 +31,7 @@ from eyegraft.evaluation.view_worth import worths_of_views
 from eyegraft.files import file_sha256, write_atomically
 from eyegraft.model import ENCODER_NAMES, Graft
 from eyegraft.tasks import Task
+from eyegraft.tasks._mixture import each_task
 from eyegraft.training.checkpoints import read_config
 from eyegraft.training.features import stored_readers
 from eyegraft.training.runs import Run, read_run, versions
@@ -58,21 +59,33 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
         if split not in data.splits:
             raise DataError(f"no split {split!r}", f"one of {', '.join(data.splits)}", nearest(split, data.splits))
     model, task, checkpoint = load_model(opened, stage)
-    data = _of_task(data, task, wanted)
-    for split in wanted:
-        task.check(data.splits[split], split)  # every fault of the labels, before an answer is made
     suffix = f"@{stage}" if stage is not None and checkpoint != opened.checkpoint() else ""
-    columns = NumberBaselines(task, data.splits.get("train", []), columns_of(recipe), recipe.seed) if hasattr(task, "from_values") else None
-    return {split: _evaluate_split(opened, model, task, checkpoint, data, split, f"{split}{suffix}", columns) for split in wanted}
+    asked = [
+        (asked, data.of_task(asked.name), split, f"{result_name(split, asked, task)}{suffix}")
+        for split in wanted
+        for asked in _asked_of(data, task, split)
+    ]
+    for one, rows, split, _ in asked:
+        one.check(rows.splits[split], split)  # every fault of the labels, before an answer is made
+    results = {}
+    for one, rows, split, name in asked:
+        train, numbers = rows.splits.get("train", []), hasattr(one, "from_values")
+        columns = NumberBaselines(one, train, columns_of(recipe), recipe.seed) if numbers else None
+        results[result_name(split, one, task)] = _evaluate_split(opened, model, one, checkpoint, rows, split, name, columns)
+    return results
 
 
-def _of_task(data: PreparedData, task: Task, wanted: Sequence[str]) -> PreparedData:
-    """The rows that the stage's task is asked about, where the data say so."""
-    found = data.of_task(task.name)
-    for split in wanted:
-        if split not in found.splits:
-            there = ", ".join(found.splits) or "none"
-            raise DataError(f"split {split!r} has no row of task {task.name!r}", f"one of the splits that have: {there}", "name another")
+def result_name(split: str, asked: Task, task: Task) -> str:
+    """What the result of a split is called: by the split alone, unless the stage learned several tasks."""
+    return f"{split}.{asked.name}" if asked is not task else split
+
+
+def _asked_of(data: PreparedData, task: Task, split: str) -> list[Task]:
+    """The tasks of a stage that a split has rows of."""
+    found = [asked for asked in each_task(task).values() if split in data.of_task(asked.name).splits]
+    if not found:
+        there = ", ".join(data.of_task(*each_task(task)).splits) or "none"
+        raise DataError(f"split {split!r} has no row of task {task.name!r}", f"one of the splits that have: {there}", "name another")
     return found
 
 

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from eyegraft.serving.predictor import Predictor
 
 
-def load_run(run: Path | str, *, stage: str | None = None) -> Predictor:
+def load_run(run: Path | str, *, stage: str | None = None, task: str | None = None) -> Predictor:
     """A run's best checkpoint, ready to answer: `load_run("runs/demo/…").predict(["cat.png"])`."""
     from eyegraft.serving.predictor import Predictor
 
-    return Predictor(run, stage=stage)
+    return Predictor(run, stage=stage, task=task)

@@ -11,8 +11,9 @@ import numpy as np
 from eyegraft.answering import answer_samples, readers_of
 from eyegraft.data.images import check_image
 from eyegraft.data.patch_rows import PatchRows, opened
-from eyegraft.errors import DataError, RunError
+from eyegraft.errors import DataError, RunError, nearest
 from eyegraft.sensors import Sensor
+from eyegraft.tasks._mixture import each_task
 from eyegraft.training.runs import read_place
 from eyegraft.training.stages import load_model
 from eyegraft.types import PatchSpec, Sample
@@ -21,18 +22,27 @@ from eyegraft.types import PatchSpec, Sample
 class Predictor:
     """A trained model of a run.
 
+    Args:
+        stage: whose best checkpoint; None: the last.
+        task: which of several tasks is asked; None: the first.
+
     Attributes:
         checkpoint: where its weights came from.
     """
 
-    def __init__(self, run: Path | str, *, stage: str | None = None) -> None:
+    def __init__(self, run: Path | str, *, stage: str | None = None, task: str | None = None) -> None:
         found, inside, which = read_place(run)
         if stage is not None and inside not in (None, stage):
             raise RunError(
                 f"stage {stage!r} of {run}, which is of stage {inside!r}", "one stage", f"give {found.folder}, or leave --stage out"
             )
         self._recipe = found.recipe
-        self._model, self._task, self.checkpoint = load_model(found, stage or inside, which)
+        self._model, learned, self.checkpoint = load_model(found, stage or inside, which)
+        tasks = each_task(learned)
+        if task not in (None, *tasks):
+            given = f"task {task!r}, which stage {stage or inside or found.recipe.stage_names[-1]!r} did not learn"
+            raise RunError(given, f"one of {', '.join(tasks)}", nearest(str(task), tasks))
+        self._task = tasks[task] if task is not None else next(iter(tasks.values()))
 
     def predict(
         self,
