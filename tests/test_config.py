@@ -240,7 +240,7 @@ OPTIONS = [(group, path.stem) for group in GROUPS if group != "recipe" for path 
 def test_every_option_that_ships_names_a_part_and_validates(group: str, option: str) -> None:
     text = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8")
     patches = "satellite:" in text or "gk2a" in text or group == "context_encoder"  # go with an encoder of patches, and have the columns
-    base = "ta_small" if patches else "demo"
+    base = "ta_small" if patches else "sphere_small" if group == "experiment" and option.startswith("sphere_") else "demo"
     beside = ["augmentation=panorama"] if group == "views" and option != "none" else ["views=e2p"] if option == "panorama" else []
     composed = compose([f"recipe={base}", *beside, f"{'+' if group == 'experiment' else ''}{group}={option}"])  # a preset stands on top
     plain: Any = yaml.safe_load((CONF / group / f"{option}.yaml").read_text(encoding="utf-8"))
