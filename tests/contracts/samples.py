@@ -162,6 +162,19 @@ SAMPLES: dict[str, dict[str, dict[str, Options]]] = {
             "no-prompt": lambda folders: {"prompt": "", "template": "plain"},
             "characters": lambda folders: {"metric_unit": "characters"},
         },
+        "element_caption": {
+            "chat": lambda folders: {"overflow": "error"},
+            "plain": lambda folders: {"overflow": "error", "prompt": "Which map is {condition}?", "template": "plain"},
+        },
+        "summary": {"plain": lambda folders: {"overflow": "error", "template": "plain"}},
+        "element_summary_link": {
+            "chat": lambda folders: {"overflow": "error"},
+            "plain": lambda folders: {"overflow": "error", "template": "plain"},
+        },
+        "text_summary": {
+            "chat": lambda folders: {"overflow": "error", "max_captions": 1},
+            "plain": lambda folders: {"overflow": "error", "template": "plain"},
+        },
         "vqa": {
             "chat": lambda folders: {"prompt": "What is drawn here?"},
             "plain": lambda folders: {"prompt": "What is drawn here?", "template": "plain"},

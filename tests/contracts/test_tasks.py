@@ -14,6 +14,13 @@ from eyegraft.types import IGNORE, Sample
 
 pytestmark = pytest.mark.parametrize("case", cases("tasks", speaks="text"))
 TARGET = "초록 삼각형, a green triangle"
+META = {
+    "condition": "thea",
+    "sentences": ["The colors show warmth.", "It lies in the north.", "So it is warm there."],
+    "summary": "It warms.",
+    "captions": [{"condition": "thea", "caption": "It is warm."}, {"condition": "mcon", "caption": "It is moist."}],
+}
+"""What tasks about weather maps fill their prompts from."""
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def tokenizer(folders: Any) -> Any:
 
 
 def sample(**changes: Any) -> Sample:
-    return Sample(**{"id": "row-17", "image": Path("a.png"), "references": (TARGET, "another"), **changes})
+    return Sample(**{"id": "row-17", "image": Path("a.png"), "references": (TARGET, "another"), "meta": META, **changes})
 
 
 def test_config_is_strict(case: tuple[str, str], folders: Any) -> None:
@@ -53,7 +60,7 @@ def test_the_prompt_is_not_learned_and_the_end_is(made: Any, tokenizer: Any, own
     assert tokenizer.decode(learned[:-1]).strip() == TARGET
     assert all(label in (IGNORE, token) for label, token in zip(text.labels, text.input_ids, strict=True))
     before = tokenizer.decode([token for token, label in zip(text.input_ids, text.labels, strict=True) if label == IGNORE])
-    assert (own or made.prompt) in before
+    assert (own or made.prompt.partition("{")[0]) in before
     assert TARGET not in before
 
 
