@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eyegraft.answering import _pictures, _rows
+from eyegraft.answering import _pictures
 from eyegraft.data.inputs import ConstantReader, reader
 from eyegraft.data.maps import check_classes, class_of
 from eyegraft.encoders.patch_perceiver import MEAN, STD, WEATHERQA
@@ -116,7 +116,7 @@ def carrying() -> Tokens:
 
 def test_rows_keep_their_own_logits_and_losses() -> None:
     given = carrying()
-    for taken in (taken_from(given, [2, 0]), _rows(given, [2, 0])):
+    for taken in (taken_from(given, [2, 0]), given.take([2, 0])):
         assert torch.equal(taken.condition, given.condition[[2, 0]])
         assert taken.auxiliary.tolist() == [2, 0]
     moved = moved_to(given, "meta")
