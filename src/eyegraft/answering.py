@@ -40,6 +40,18 @@ def pad_id_of(model: Graft) -> int:
     return getattr(tokenizer_of(model), "pad_token_id", None) or 0
 
 
+def asked_of(model: Graft, task: Task, sample: Sample) -> str:
+    """The prompt of a sample as the language model is given it, without special tokens; cut where the task cuts it.
+
+    Raises:
+        DataError: the sample lacks what the prompt is made of.
+    """
+    tokenizer = tokenizer_of(model)
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    ids = task.encode(sample, tokenizer, learn=False).input_ids
+    return str(tokenizer.decode([token for token in ids if token not in special])).strip()
+
+
 @torch.inference_mode()
 def of_blank(model: Graft) -> dict[str, Tokens]:
     """What the connectors make of blank inputs, by modality: for measuring."""

@@ -1,9 +1,11 @@
-"""`eyegraft predict RUN IMAGE…`, of a run that reads no pictures `--text WORDS`, and of one that reads patches `--patches STORE`."""
+"""`eyegraft predict RUN IMAGE…`, of a run that reads no pictures `--text WORDS`, of one that reads patches `--patches STORE`, and of one
+that learned weather maps a whole case, `--case FILE`."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 HELP = "answer about images with a trained run"
@@ -17,9 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="append", help="words beside the image, for models that read them (once an image, in order)")
     parser.add_argument("--patches", metavar="STORE", help="the folder of a patch store, in place of images")
     parser.add_argument("--rows", type=_rows, metavar="0,1,2", help="which rows of the store; all by default")
+    parser.add_argument(
+        "--case",
+        nargs="+",
+        metavar="CASE",
+        help="a case of weather maps, asked whole: a JSON file of cases, or its maps as IMAGE=condition (IMAGE where the run can tell)",
+    )
+    parser.add_argument("--case-id", metavar="ID", help="which case of the file")
+    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="where the paths in the file start; its own folder by default")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the report of the case as a page, with the maps beside the texts")
     parser.add_argument("--stage", help="the stage whose best checkpoint is used; the last by default")
     parser.add_argument("--task", help="which of the tasks that the stage learned at once; the first by default")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line; of a case, one in all")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,6 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
     from eyegraft.errors import DataError
     from eyegraft.serving import load_run
 
+    if arguments.case:
+        _report_case(arguments)
+        return
+    if arguments.case_id or arguments.image_root or arguments.html:
+        raise DataError("--case-id, --image-root or --html without --case", "a case that they are about", "give --case FILE too")
     if arguments.patches:
         _predict_patches(arguments)
         return
@@ -64,6 +80,51 @@ def _predict_patches(arguments: argparse.Namespace) -> None:
         else:
             said = "" if measured is None else f"\tmeasured {measured:.6g}"
             print(f"{sample.id}\t{_in_words(answer)}{said}")
+
+
+def _report_case(arguments: argparse.Namespace) -> None:
+    """The report of a case, as text or as one JSON object, and its page."""
+    import json
+
+    from eyegraft.errors import DataError
+    from eyegraft.serving._cases import case_of_words, read_case
+
+    given = ("images", "text", "patches", "rows", "prompt", "choice", "task")
+    if others := [name for name in given if getattr(arguments, name)]:
+        said = ", ".join("IMAGE" if name == "images" else f"--{name}" for name in others)
+        raise DataError(f"--case beside {said}", "a case alone: all of its tasks are asked, each with its own prompt", "leave it out")
+    words, of_file = arguments.case, arguments.case_id is not None or arguments.image_root is not None
+    if len(words) == 1 and words[0].lower().endswith(".json"):
+        case = read_case(Path(words[0]).expanduser(), image_root=arguments.image_root, case_id=arguments.case_id)
+    elif of_file:
+        raise DataError("--case-id or --image-root beside images", "one JSON file of cases", "leave them out, or give --case FILE.json")
+    else:
+        case = case_of_words(words)
+    from eyegraft.serving.case_report import report_case
+
+    report = report_case(arguments.run, case, stage=arguments.stage)
+    if arguments.html:
+        from eyegraft.report.case import write_case_page
+
+        write_case_page(report, case.root, arguments.html)
+    print(json.dumps(report, ensure_ascii=False) if arguments.json else _case_in_words(report))
+
+
+def _case_in_words(report: Mapping[str, Any]) -> str:
+    """Class, caption and link of each map, the summary, what was left out, and what must be known of all of it."""
+    lines = [f"case {report['case']}", ""] if report["case"] else []
+    for element in report["elements"]:
+        kind = f"  {element['condition']} ({element['condition_from']})" if element["condition"] else ""
+        lines += [f"{element['image']}{kind}"]
+        lines += [f"  {name}: {' '.join(element[name].split())}" for name in ("caption", "link") if element[name] is not None]
+    if summary := report["summary"]:
+        lines += ["", f"summary, from {summary['made_of']}: {' '.join(summary['text'].split())}"]
+    lines += ["", *(f"{left['task']} left out{_at(left)}: {left['why']}" for left in report["left_out"])]
+    return "\n".join([*lines, *report["notices"]])
+
+
+def _at(left: Mapping[str, Any]) -> str:
+    return f" of map {left['element'] + 1}" if "element" in left else ""
 
 
 def _rows(text: str) -> list[int]:

@@ -27,6 +27,9 @@ class Predictor:
         task: which of several tasks is asked; None: the first.
 
     Attributes:
+        run, recipe: what it is of.
+        model: ready to answer.
+        tasks: all that its stage learned, by name.
         checkpoint: where its weights came from.
     """
 
@@ -36,9 +39,9 @@ class Predictor:
             raise RunError(
                 f"stage {stage!r} of {run}, which is of stage {inside!r}", "one stage", f"give {found.folder}, or leave --stage out"
             )
-        self._recipe = found.recipe
-        self._model, learned, self.checkpoint = load_model(found, stage or inside, which)
-        tasks = each_task(learned)
+        self.run, self.recipe = found, found.recipe
+        self.model, learned, self.checkpoint = load_model(found, stage or inside, which)
+        self.tasks = tasks = each_task(learned)
         if task not in (None, *tasks):
             given = f"task {task!r}, which stage {stage or inside or found.recipe.stage_names[-1]!r} did not learn"
             raise RunError(given, f"one of {', '.join(tasks)}", nearest(str(task), tasks))
@@ -65,13 +68,13 @@ class Predictor:
             RunError: choices for a task that takes none.
             DataError: an image is missing, broken or too large, or there are more or fewer texts than images; nothing is answered then.
         """
-        if self._recipe.data.satellite is not None:
-            given = f"{len(images)} images, and recipe {self._recipe.recipe} reads patches of a satellite"
+        if self.recipe.data.satellite is not None:
+            given = f"{len(images)} images, and recipe {self.recipe.recipe} reads patches of a satellite"
             raise DataError(given, "a patch store", "eyegraft predict RUN --patches STORE, or eyegraft map RUN --scene PATH")
         if choices and not getattr(self._task, "takes_choices", False):
             given = f"choices for tasks.{self._task.name}, which answers in its own way"
             raise RunError(given, "a run of a task that answers questions (kind: vqa)", "leave the choices out")
-        reads = self._recipe.reads_images
+        reads = self.recipe.reads_images
         if texts and not images:
             if reads:
                 given = f"no image beside {len(texts)} text{'s' if len(texts) > 1 else ''}"
@@ -86,7 +89,7 @@ class Predictor:
         samples = []
         for place, image in enumerate(images):
             path = Path(image).expanduser()
-            facts = check_image(path, self._recipe.data.max_pixels, decode=True) if reads else None
+            facts = check_image(path, self.recipe.data.max_pixels, decode=True) if reads else None
             if facts is not None and not facts.ok:
                 given = f"image {path}: {facts.reason}: {facts.detail}"
                 raise DataError(given, "a whole picture of at most data.max_pixels pixels", "give another file")
@@ -106,14 +109,14 @@ class Predictor:
             PartError: they are another sensor's.
             DataError: no store, no such rows, or patches of another size.
         """
-        if self._recipe.data.satellite is None:
+        if self.recipe.data.satellite is None:
             fix = "name image files, or a run of recipe=ta_small, for one"
-            raise RunError(f"recipe {self._recipe.recipe} reads no patches of a satellite", "a run on patch stores", fix)
+            raise RunError(f"recipe {self.recipe.recipe} reads no patches of a satellite", "a run on patch stores", fix)
         kept = opened(Path(store).expanduser())
         beyond = [row for row in rows or () if not 0 <= row < len(kept)]
         if beyond:
             raise DataError(f"row {beyond[0]} of {kept.path}", f"0 to {len(kept) - 1}", "name rows that are there")
-        spec = getattr(dict(self._model.encoders.items()).get("image"), "spec", None)
+        spec = getattr(dict(self.model.encoders.items()).get("image"), "spec", None)
         if isinstance(spec, PatchSpec):
             declared, size = Sensor.model_validate(kept.schema.facts["sensor"]), kept.schema.fields["x"].shape[1:]
             spec.sensor.require_same(declared, here=f"the checkpoint {self.checkpoint}", there=f"the patches in {kept.path}")
@@ -123,6 +126,10 @@ class Predictor:
         asked = PatchRows(kept, None if rows is None else np.array(rows, dtype=np.int64))
         return asked, self._answers(asked)
 
+    def ask(self, samples: Sequence[Sample], task: str) -> list[Any]:
+        """One answer a sample, in order, of any of `tasks`."""
+        readers = readers_of(self.model, self.recipe)
+        return answer_samples(self.model, self.tasks[task], samples, readers, batch_size=self.recipe.evaluation.batch_size)
+
     def _answers(self, samples: Sequence[Sample]) -> list[Any]:
-        readers = readers_of(self._model, self._recipe)
-        return answer_samples(self._model, self._task, samples, readers, batch_size=self._recipe.evaluation.batch_size)
+        return self.ask(samples, self._task.name)
