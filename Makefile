@@ -6,9 +6,11 @@
 #   make clean     remove the environment and caches; runs/ and data/ stay
 #
 # Another Python: make demo PYTHON=python3.12        Some tests only: make test PYTEST_ARGS="tests/data -x"
+# One test after another, as a debugger wants them: make test WORKERS=0
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +40,7 @@ demo: $(VENV)/installed-demo
 # ── checks ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 test: $(VENV)/installed-test
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
