@@ -49,7 +49,7 @@ def write_case_page(report: Mapping[str, Any], root: Path, target: Path) -> Path
         path = str(element["image"]).replace("\\", "/")
         picture, reason = picture_uri(path, root, SIZE, quality=QUALITY) if spent < BUDGET else (None, "picture left out")
         spent += len(picture or "")
-        maps.append(Map(path.rsplit("/", 1)[-1], *_kind(element), element, picture, reason))
+        maps.append(Map(path, *_kind(element), element, picture, reason))
     page = environment().get_template("case.html.j2").render(report=report, maps=maps, model=mapping(report["model"]))
     write_atomically(target, page)
     return target

@@ -32,7 +32,10 @@ SCHEMA = 1
 CAPTION, SUMMARY, LINK, OF_TEXTS = "element_caption", "summary", "element_summary_link", "text_summary"
 TASKS = (CAPTION, SUMMARY, LINK, OF_TEXTS)
 """The kinds of tasks that a case is asked. A recipe may call them otherwise."""
-NOTICE = "Every text here was written by a model. No forecaster wrote or checked it, and no weather service issued it."
+NOTICE = (
+    "The texts here were written by a model, but for those that the case is said to bring. No forecaster wrote or checked what the model "
+    "wrote, and no weather service issued it."
+)
 
 
 @dataclass(frozen=True)
