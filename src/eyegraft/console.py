@@ -71,6 +71,24 @@ class _LogFile(logging.FileHandler):
             print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
+_silent = False
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Say only errors meanwhile, and not how far anything is: of several processes that do the same one speaks."""
+    global _silent
+    ours = logging.getLogger("eyegraft")
+    level, before = ours.level, _silent
+    ours.setLevel(logging.ERROR)
+    _silent = True
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        _silent = before
+
+
 _log_files: list[_LogFile] = []
 """Those that are open."""
 
@@ -153,6 +171,9 @@ class _PlainLines:
 @contextmanager
 def progress(label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
     """Show how far a long thing is: `with progress("decoding", 600) as advance: advance()`."""
+    if _silent:
+        yield lambda done=1, note="": None
+        return
     lines = _PlainLines(label, total, done)
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EyegraftError as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return error.exit_code
     except BrokenPipeError:
         return 0
@@ -67,13 +67,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def tell(error: EyegraftError) -> None:
+    """Say why the command ends; of several processes the first that fails does."""
+    from eyegraft.training.processes import speaks
+
+    if speaks():
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     import logging
 
     from eyegraft.composition import use_config_dir
     from eyegraft.console import setup_logging
     from eyegraft.registry import use_plugin
+    from eyegraft.training.processes import stop_if_several
 
+    if arguments.verb not in ("train", "doctor"):
+        stop_if_several(f"eyegraft {arguments.verb}")
     setup_logging(logging.WARNING if arguments.quiet else logging.INFO)
     for package in arguments.plugin:
         use_plugin(package)

@@ -12,10 +12,12 @@ from typing import Any
 
 import hydra
 
+from eyegraft.cli import tell
 from eyegraft.cli._multirun import attempt, conclude, note, noted
 from eyegraft.composition import hydra_overrides, register_defaults, stop_at_hydra_settings, stop_at_unknown_recipe, to_plain, validate
 from eyegraft.errors import EyegraftError, RecipeError, RunError
 from eyegraft.registry import named_plugins, use_plugin
+from eyegraft.training.processes import launched, stop_if_several
 
 _options: dict[str, Any] = {}
 """Of this command. A launcher that runs `_job` in other processes takes them along; what the jobs give back goes through files."""
@@ -31,6 +33,8 @@ def run_hydra(words: Sequence[str], *, resume: str | None, fresh: bool, debug: b
     stop_at_hydra_settings(words)
     register_defaults()
     flags = [word for word in words if word.startswith("-")]
+    if any(flag.split("=")[0] in ("-m", "--multirun") for flag in flags):
+        stop_if_several("eyegraft train -m")
     values = {"job", "hydra", "all"}  # what may follow --cfg; everything else is an override
     plain = [word for word in words if not word.startswith("-")]
     after = [word.removeprefix("recipe=") for word in plain if word.removeprefix("recipe=") in values]
@@ -98,17 +102,20 @@ def _job(composed: Any) -> None:
     except EyegraftError as error:
         if options["debug"]:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         raise SystemExit(error.exit_code) from error
 
 
 def _train(composed: Any, options: Mapping[str, Any], *, reuse: bool) -> Path:
-    """Train one recipe and print its run; with `reuse`, one that is finished already is taken as it is."""
+    """Train one recipe and print its run, which of several processes the first one does. With `reuse`, one that is finished already is
+    taken as it is."""
     from eyegraft.training import train
     from eyegraft.training.sweep import train_or_reuse
 
     recipe = validate(to_plain(composed))
     run = train_or_reuse(recipe, _hashes) if reuse else train(recipe, resume=options["resume"], fresh=options["fresh"])
+    if launched().rank:
+        return run  # the first process goes on alone
     if recipe.evaluation.after_training:
         from eyegraft.cli.evaluate import evaluate_once
 

@@ -27,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import sys
 
+    from eyegraft.training.processes import launched
+
+    if launched().rank:  # the first process says it for all
+        return
     for line in _machine():
         print(line)
     if arguments.overrides:
@@ -49,6 +53,7 @@ def _machine() -> Iterator[str]:
     import torch
 
     from eyegraft.pretrained import cache_dir
+    from eyegraft.training.processes import launched
     from eyegraft.training.runs import versions
 
     threads = torch.get_num_threads()
@@ -65,6 +70,7 @@ def _machine() -> Iterator[str]:
         yield "mps"
     else:
         yield "no GPU: everything runs on the CPU"
+    yield f"processes {launched().world}" + ("" if launched().world > 1 else " (torchrun starts several, which then train together)")
     yield f"cache {cache_dir()}"
     for extra, packages in _EXTRAS.items():
         missing = [name for name in packages if find_spec(name) is None]

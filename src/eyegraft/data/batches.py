@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from eyegraft.data.text import Encoded, Targets
 from eyegraft.errors import EyegraftError
 from eyegraft.types import IGNORE, Batch, Sample
 
+T = TypeVar("T")
 Key = tuple[Sequence[int], Sequence[int | None]]
 """The positions of a batch, and the seed of each one's augmentation."""
 
@@ -95,6 +96,11 @@ def mixed(places: Mapping[str, Sequence[int]], shares: Mapping[str, int], *, see
 def batches_in_order(count: int, batch_size: int) -> list[list[int]]:
     """Positions 0 to count - 1 in batches, as validation and evaluation read them."""
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
+
+
+def share_of(batch: Sequence[T], rank: int, world: int) -> Sequence[T]:
+    """What one of several processes takes of a batch: shares lie side by side, as even as they can be; of a small batch some are empty."""
+    return batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
 
 
 def rows_of(lengths: Sequence[int], limit: int) -> list[list[int]]:
@@ -227,6 +233,7 @@ def load_batches(
     seed: tuple[object, ...] | None = None,
     start: int = 0,
     num_workers: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """The given batches, in order.
 
@@ -234,6 +241,8 @@ def load_batches(
         seed: what the augmentation of a sample depends on, besides its position; None turns augmentation off.
         start: the batches before it are passed over.
         num_workers: processes that decode ahead, where there is anything to decode; the batches are the same with any number.
+        share: (number of this process, how many train together): of each batch that process's share alone (see `share_of`); a batch of
+            which it has none is left out.
 
     Raises:
         DataError: a picture vanished or was damaged since it was checked; names the sample, with any number of workers.
@@ -243,17 +252,20 @@ def load_batches(
     def seeds(batch: Sequence[int]) -> Sequence[int | None]:
         return [derived_seed("augment", *(seed or ()), place) for place in batch] if random else [None] * len(batch)
 
-    keys = [(batch, seeds(batch)) for batch in batches[start:]]
+    mine = [share_of(batch, *share) for batch in batches]
+    keys = [(batch, seeds(batch)) for batch in mine[start:] if len(batch)]
     if not isinstance(examples.samples, PatchRows):
         yield from load_keys(examples, keys, pad_id=pad_id, num_workers=num_workers)
         return
     if not any(reads_patches(reading, examples.samples) for reading in examples.readers.values()):
         yield from (examples.batch(*key, pad_id) for key in keys)  # nothing large: all of it comes from a cache, or is the same for all
         return
-    with examples.samples.ahead(batches, start) as reach:
-        for number, key in enumerate(keys, start):
+    with examples.samples.ahead(batches, start) as reach:  # of all processes: they share the memory that the system reads into
+        known = iter(keys)
+        for number, batch in enumerate(mine[start:], start):
             reach(number)
-            yield examples.batch(*key, pad_id)
+            if len(batch):
+                yield examples.batch(*next(known), pad_id)
 
 
 def reads_patches(reading: Reader, rows: PatchRows) -> bool:

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,16 +20,20 @@ from torch import Tensor, nn
 from eyegraft.answering import answer_samples, num_tokens
 from eyegraft.config import EarlyStopping, Recipe, Settings
 from eyegraft.console import progress, track
-from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, packed
+from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, packed, share_of, taken
 from eyegraft.errors import DataError, RecipeError, TrainingError, nearest, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
 from eyegraft.tasks._mixture import Mixture
+from eyegraft.training import processes
 from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint
+from eyegraft.training.processes import own_seed
 from eyegraft.training.schedule import rate_factor
+from eyegraft.training.sums import Sums, add_pair, numbers
+from eyegraft.training.together import batch_of_all
 from eyegraft.training.trackers import MetricsFile, Row
 from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
-from eyegraft.types import Batch, Loss, Output, Sample, TokenLogits
+from eyegraft.types import Batch, Loss, Output, Sample, TokenLogits, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +62,19 @@ class Position:
 
 
 class Sealed:
-    """Carries a batch through wrappers that would otherwise take it apart."""
+    """Carries a batch through wrappers that would otherwise take it apart.
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    Args:
+        batch: None where this process has no sample of it.
+        together: whether the objective compares its samples with those that other processes have of the same batch.
+    """
+
+    def __init__(self, batch: Batch | None, *, together: bool = False) -> None:
+        self.batch, self.together = batch, together
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        return self.batch.samples if self.batch is not None else ()
 
 
 class LossStep(nn.Module):
@@ -89,6 +102,9 @@ class LossStep(nn.Module):
 
     def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
         """(summed losses [B], counts [B], logits of labels, notes); see `eyegraft.types.Loss`."""
+        if sealed.together:
+            return self._together(sealed.batch)
+        assert sealed.batch is not None
         batch = self.objective.prepare(sealed.batch) if hasattr(self.objective, "prepare") else sealed.batch
         output = self._of_encoders(batch) if self.reads else self.model(batch)
         loss = self.objective(output, batch)
@@ -99,9 +115,26 @@ class LossStep(nn.Module):
 
     def _of_encoders(self, batch: Batch) -> Output:
         """What an objective that reads tokens is given: nothing behind the encoders is computed."""
-        encoded = self.model.encode(batch, only=self.reads)
+        return self._as_output(self.model.encode(batch, only=self.reads), batch)
+
+    def _as_output(self, encoded: Mapping[str, Tokens], batch: Batch) -> Output:
         nothing = batch.targets.new_zeros(len(batch), 0)
         return Output(encoded, encoded[self.reads[0]], nothing, nothing)
+
+    def _together(self, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
+        """As `forward`, of the samples of all processes, [B] of each: every process encodes its own, computes one and the same loss of all,
+        and takes an equal part of it."""
+        device = next(self.model.parameters()).device
+        encoded = self.model.encode(batch, only=self.reads) if batch is not None else {}
+        whole, tokens, seed = batch_of_all(batch, encoded, device)
+        output = self._as_output(tokens, whole)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            loss = self.objective(output, whole)
+        loss = with_auxiliary(loss, output) if self.training else loss
+        part = 1 / processes.world()
+        notes = {name: values.detach() * part for name, values in loss.notes.items()}
+        return loss.sums * part, loss.counts * part, loss.sums.new_zeros(0), notes
 
     def parts(self, batch: Batch) -> list[Batch]:
         """What of a batch goes through at once: all of it, or a row."""
@@ -165,6 +198,7 @@ class StageTrainer:
             LossStep(model, objective, packing=self.settings.packing),
             torch.optim.AdamW([{**group} for group in plan.groups], betas=self.settings.betas),
         )
+        self.together = processes.several() and getattr(objective, "statistics_of_batches", False)
         batches = math.ceil(len(data.train) / self.settings.batch_size)
         self.steps_per_epoch = math.ceil(batches / self.settings.gradient_accumulation)
         planned = self.steps_per_epoch * self.settings.epochs
@@ -182,7 +216,10 @@ class StageTrainer:
         """
         if resume_from is not None:
             self._restore(resume_from)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.at.rows)
+        processes.meet()
+        processes.share_tensors([*self._planned(), *self.step_module.buffers()])
+        if processes.first():
+            self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.at.rows)
         if resume_from is None:
             self._probe()
         started, before = time.monotonic(), self.at.seconds
@@ -216,10 +253,7 @@ class StageTrainer:
         settings = self.settings
         grouped = settings.group_by_length and settings.packing is None
         order = self.data.train.order(settings.batch_size, seed=self.recipe.seed, epoch=self.at.epoch, grouped=grouped)
-        seed = (self.recipe.seed, self.stage, self.at.epoch)
-        loaded = load_batches(
-            self.data.train, order, pad_id=self.data.pad_id, seed=seed, start=self.at.batch, num_workers=self.data.num_workers
-        )
+        loaded = self._shares(self.data.train, order, seed=(self.recipe.seed, self.stage, self.at.epoch), start=self.at.batch)
         while group := list(islice(loaded, self.settings.gradient_accumulation)):
             loss = self._step(group)
             self.at.batch += len(group)
@@ -231,39 +265,59 @@ class StageTrainer:
                 self._save("latest")
         self._end_epoch(clock)
 
-    def _step(self, group: Sequence[Batch]) -> float | None:
-        """One optimiser step over a group of batches; the loss is the mean over all learned tokens of the group."""
+    def _shares(
+        self, examples: Examples, order: Sequence[Sequence[int]], *, seed: tuple[object, ...] | None = None, start: int = 0
+    ) -> Iterator[Batch | None]:
+        """What this process has of each batch; None of one that is too small for all processes to have any."""
+        pad_id, workers, share = self.data.pad_id, self.data.num_workers, processes.share()
+        loaded = load_batches(examples, order, pad_id=pad_id, seed=seed, start=start, num_workers=workers, share=share)
+        for batch in order[start:]:
+            yield next(loaded) if len(share_of(batch, *share)) else None
+        yield from loaded  # none; what reads ahead is closed
+
+    def _sealed(self, batch: Batch | None) -> Iterator[Sealed]:
+        """What goes through the model at once."""
+        if self.together:
+            yield Sealed(batch.to(self.fabric.device) if batch is not None else None, together=True)
+        elif batch is not None:
+            yield from (Sealed(part.to(self.fabric.device)) for part in self.step_module.parts(batch))
+
+    def _step(self, group: Sequence[Batch | None]) -> float | None:
+        """One optimiser step over a group of batches; the loss is the mean over all learned tokens of the group, of all processes."""
         settings, at = self.settings, self.at
-        torch.manual_seed(derived_seed("step", self.recipe.seed, self.stage, at.step))
+        torch.manual_seed(derived_seed(*own_seed("step", self.recipe.seed, self.stage, at.step)))
         factor = rate_factor(settings.scheduler_type, at.step, self.total_steps, settings.warmup_ratio)
         for group_settings, planned in zip(self.optimizer.param_groups, self.plan.groups, strict=True):
             group_settings["lr"] = planned["lr"] * factor
-        total = sum(float(self.objective.counts(batch).sum()) for batch in group)
-        summed, notes = 0.0, dict[str, Tensor]()
-        for part in (part for batch in group for part in self.step_module.parts(batch)):
-            sums, counts, _, noted = self.step_module(Sealed(part.to(self.fabric.device)))
+        mine = [batch for batch in group if batch is not None]
+        total = sum(processes.gathered(sum(float(self.objective.counts(batch).sum()) for batch in mine)))
+        found = Sums()
+        for sealed in (sealed for batch in group for sealed in self._sealed(batch)):
+            sums, counts, _, notes = self.step_module(sealed)
             self.fabric.backward(sums.sum() / total)
-            summed += float(sums.detach().sum())
-            _add_up(notes, noted)
-            self._add_up_tasks(at.window_tasks, part, sums, counts)
-        if not math.isfinite(summed):
-            ids = [sample.id for batch in group for sample in batch.samples]
+            found.add(self.task, sealed.samples, sums, counts, notes)
+        found = found.of_all(self.fabric.device)
+        if not math.isfinite(found.loss):
+            ids = [id for part in processes.gathered([sample.id for batch in mine for sample in batch.samples]) for id in part]
             raise TrainingError(
-                f"the loss of stage {self.stage!r} is {summed} at step {at.step} (samples {shown(ids)})",
+                f"the loss of stage {self.stage!r} is {found.loss} at step {at.step} (samples {shown(ids)})",
                 "a finite loss",
                 "lower train.learning_rate or set train.precision=32-true; the last checkpoint is whole",
             )
+        processes.add_gradients(self._planned())
         if settings.max_grad_norm is not None:
             self.fabric.clip_gradients(self.step_module, self.optimizer, max_norm=settings.max_grad_norm, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         at.step += 1
         if hasattr(self.objective, "after_step"):
-            self.objective.after_step(at.step / self.total_steps, {name: value / total for name, value in notes.items()})
-        at.window_loss += summed
+            self.objective.after_step(at.step / self.total_steps, {name: value / total for name, value in found.notes.items()})
+        at.window_loss += found.loss
         at.window_count += total
-        for name, value in _numbers(notes).items():
+        for name, value in numbers(found.notes).items():
             at.window_notes[name] = at.window_notes.get(name, 0.0) + value
+        for name, pair in found.tasks.items():
+            add_pair(at.window_tasks, name, pair)
         at.tokens += int(total)
         if at.step % settings.log_every == 0 or at.step == self.total_steps:
             return self._log_window(factor)
@@ -284,18 +338,9 @@ class StageTrainer:
         at.window_loss, at.window_count, at.window_notes, at.window_tasks = 0.0, 0.0, {}, {}
         return loss
 
-    def _add_up_tasks(self, sums: dict[str, tuple[float, float]], part: Batch, losses: Tensor, counts: Tensor) -> None:
-        """Of several tasks, the loss of each apart: task -> its sum and what it was summed over."""
-        if not isinstance(self.task, Mixture):
-            return
-        both = torch.stack([losses.detach(), counts], dim=1)  # [B, 2]
-        for name, places in self.task.places(part.samples).items():
-            loss, count = sums.get(name, (0.0, 0.0))
-            more_loss, more_count = both[places].sum(0).tolist()
-            sums[name] = (loss + more_loss, count + more_count)
-
     def _write(self, row: Mapping[str, Any]) -> None:
-        assert self.metrics is not None
+        if self.metrics is None:  # another process writes
+            return
         self.metrics(row)
         self.at.rows = self.metrics.rows
         for tracker in self.trackers:
@@ -343,35 +388,38 @@ class StageTrainer:
     def _validate(self) -> dict[str, float]:
         assert self.data.val is not None
         self.step_module.eval()
-        torch.manual_seed(derived_seed("validate", self.recipe.seed, self.stage))  # what an objective draws is the same in every epoch
+        seed = own_seed("validate", self.recipe.seed, self.stage)
+        torch.manual_seed(derived_seed(*seed))  # what an objective draws is the same in every epoch
         order = batches_in_order(len(self.data.val), self.settings.batch_size)
-        loss = tokens = 0.0
-        answers: list[Any] = []
-        notes: dict[str, Tensor] = {}
-        tasks: dict[str, tuple[float, float]] = {}
-        batches = load_batches(self.data.val, order, pad_id=self.data.pad_id, num_workers=self.data.num_workers)
-        for part in (part for batch in track(batches, "validating", len(order)) for part in self.step_module.parts(batch)):
-            sums, counts, logits, noted = self.step_module(Sealed(part.to(self.fabric.device)))
-            loss += float(sums.sum())
-            tokens += float(counts.sum())
-            _add_up(notes, noted)
-            self._add_up_tasks(tasks, part, sums, counts)
-            answers += self.task.read(logits) if self.task.reads_logits else []
-        values = {"val_loss": loss / tokens, **{f"val_{name}": value / tokens for name, value in _numbers(notes).items()}}
-        values |= {f"val_loss_{task}": summed / count for task, (summed, count) in tasks.items() if count}
+        found = Sums()
+        read: list[list[Any]] = []  # the answers to each batch
+        for batch in track(self._shares(self.data.val, order), "validating", len(order)):
+            read.append([])
+            for sealed in self._sealed(batch):
+                sums, counts, logits, notes = self.step_module(sealed)
+                found.add(self.task, sealed.samples, sums, counts, notes)
+                read[-1] += self.task.read(logits) if self.task.reads_logits else []
+        found = found.of_all(self.fabric.device)
+        values = {"val_loss": found.loss / found.count, **{f"val_{name}": value for name, value in numbers(found.means()).items()}}
+        values |= {f"val_loss_{task}": summed / count for task, (summed, count) in found.tasks.items() if count}
         if not math.isfinite(values["val_loss"]):
             return values  # what follows from NaN cannot be scored
-        if not answers and not self.settings.early_stopping.metric.startswith(
-            "val_loss"
-        ):  # texts cost far more than a loss: only where they decide
-            size = self.recipe.evaluation.batch_size
-            answers = answer_samples(
-                self.model, self.task, self.data.val_samples, self.data.val.readers, batch_size=size, label="validating"
-            )
+        of_each = processes.gathered(read)
+        answers = [answer for batch in zip(*of_each, strict=True) for part in batch for answer in part]
+        if not answers and not self.settings.early_stopping.metric.startswith("val_loss"):
+            answers = self._texts()  # they cost far more than a loss: only where they decide
         if answers:
-            corpus = self.task.score(answers, self.data.val_samples).corpus
+            corpus = processes.from_first(lambda: self.task.score(answers, self.data.val_samples).corpus)
             values |= {f"val_{name}": value for name, value in corpus.items() if math.isfinite(value)}
         return values
+
+    def _texts(self) -> list[Any]:
+        """Answers to all samples of validation, each process its share."""
+        assert self.data.val is not None
+        mine = share_of(range(len(self.data.val_samples)), *processes.share())
+        samples, size = taken(self.data.val_samples, mine), self.recipe.evaluation.batch_size
+        found = answer_samples(self.model, self.task, samples, self.data.val.readers, batch_size=size, label="validating") if mine else []
+        return [answer for part in processes.gathered(found) for answer in part]
 
     # ── probe, save, restore ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -382,10 +430,12 @@ class StageTrainer:
         first = list(dict.fromkeys([*map(int, first), *with_each_modality(self.data.train)]))
         torch.manual_seed(derived_seed("probe", self.recipe.seed, self.stage))
         for batch in load_batches(self.data.train, [first], pad_id=self.data.pad_id):
-            planned = [parameter for group in self.plan.groups for parameter in group["params"]]
             parts = self.step_module.parts(batch)
             probes = [Sealed(probe.to(self.fabric.device)) for part in parts for probe in self.step_module.probes(part)]
-            prove(self.step_module, self.step_module, probes, self.fabric.backward, planned)
+            prove(self.step_module, self.step_module, probes, self.fabric.backward, self._planned())
+
+    def _planned(self) -> list[nn.Parameter]:
+        return [parameter for group in self.plan.groups for parameter in group["params"]]
 
     def _time_to_save(self) -> bool:
         every = self.settings.checkpoint_every
@@ -394,6 +444,8 @@ class StageTrainer:
         ) or time.monotonic() - self._saved_at > 60 * self.settings.checkpoint_minutes
 
     def _save(self, name: str, resumable: bool = True) -> None:
+        if not processes.first():
+            return
         at = self.at
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         at.scaler = scaler.state_dict() if scaler is not None else None
@@ -486,16 +538,6 @@ def with_each_modality(examples: Examples) -> list[int]:
 def with_state(objective: Any) -> dict[str, nn.Module]:
     """An objective that has tensors of its own, under the name that checkpoints give it."""
     return {"objective": objective} if isinstance(objective, nn.Module) and objective.state_dict() else {}
-
-
-def _add_up(sums: dict[str, Tensor], notes: Mapping[str, Tensor]) -> None:
-    for name, values in notes.items():
-        sums[name] = sums[name] + values.sum(0) if name in sums else values.sum(0)
-
-
-def _numbers(notes: Mapping[str, Tensor]) -> dict[str, float]:
-    """Those that are single numbers, and can be written into a row."""
-    return {name: float(value) for name, value in notes.items() if value.ndim == 0}
 
 
 def _values(values: Mapping[str, float]) -> str:

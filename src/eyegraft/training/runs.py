@@ -24,6 +24,7 @@ from eyegraft.data.samples import PreparedData
 from eyegraft.errors import RunError, nearest
 from eyegraft.files import write_atomically
 from eyegraft.training.checkpoints import FINAL, checkpoints_of, find_checkpoint
+from eyegraft.training.processes import first
 
 log = logging.getLogger(__name__)
 _PACKAGES = ("eyegraft", "torch", "transformers", "peft", "timm", "lightning-fabric", "safetensors", "numpy", "pillow", "sacrebleu")
@@ -55,6 +56,9 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self) -> None:
+        """Write `run.json`; of several processes the first one does."""
+        if not first():
+            return
         write_atomically(self.folder / "run.json", json.dumps(self.facts, indent=1, ensure_ascii=False))
 
     def note_stage(self, name: str, **facts: Any) -> None:
@@ -63,6 +67,19 @@ class Run:
 
     def is_finished(self, stage: str) -> bool:
         return bool(self.facts["stages"].get(stage, {}).get("status") == "finished")
+
+    def note_processes(self, number: int) -> None:
+        """Write down how many processes train this run from now on."""
+        before = self.facts.get("processes", 1)
+        if number != before and self.facts["stages"]:
+            log.warning(
+                "this run was trained in %d processes and goes on in %d: the batches are the same, but sums are rounded otherwise and "
+                "dropout is drawn otherwise",
+                before,
+                number,
+            )
+        self.facts["processes"] = number
+        self.save()
 
     @property
     def needed(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from eyegraft.model import Graft, assemble
 from eyegraft.registry import configured
 from eyegraft.tasks import Task
 from eyegraft.tasks._mixture import Mixture, each_task
+from eyegraft.training import processes
 from eyegraft.training.checkpoints import checkpoints_of, find_checkpoint, keep_final, load_objective, load_weights, read_config, settle
 from eyegraft.training.features import frozen_modalities, stored_readers
 from eyegraft.training.loop import StageData, StageTrainer, watched_direction
@@ -47,30 +48,53 @@ MAX_NAMED = 20
 
 def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
     """See `eyegraft.training.train`."""
-    run = open_run(recipe, resume=resume, fresh=fresh)
-    with locked(run), log_to(run.log_file("train")), disk_errors(run.folder):
-        log.info("run folder %s", run.folder)
-        todo = stages_to_train(run)
-        quarantine = run.folder / "quarantine.jsonl"
+    with processes.joined(recipe.device), ExitStack() as closing:
+        for stage in recipe.stage_names:
+            _stop_at_small_batches(recipe.stage(stage), stage)
+
+        def opened() -> Run:
+            found = open_run(recipe, resume=resume, fresh=fresh)
+            closing.enter_context(locked(found))
+            return found
+
+        run = processes.from_first(opened)
+        with _kept_log(run, "train"), disk_errors(run.folder):
+            log.info("run folder %s", run.folder)
+            run.note_processes(processes.world())
+            _train_stages(run)
+    return run.folder
+
+
+def _train_stages(run: Run) -> None:
+    recipe = run.recipe
+    todo = stages_to_train(run)
+    quarantine = run.folder / "quarantine.jsonl"
+
+    def loaded() -> PreparedData:
         with progress("checking images", None) as advance:
-            data = load_samples(
+            return load_samples(
                 recipe.data,
                 read_images=recipe.reads_images,
                 panoramas=recipe.views is not None,
-                quarantine_file=quarantine,
+                quarantine_file=quarantine if processes.first() else None,
                 progress=lambda done, total: advance(),
             )
-        stop_without_train(data)
-        run.note_data(data)
-        if data.quarantined:
-            log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
-        read: dict[str, dict[str, Sequence[Encoded]]] = {}
-        for stage in todo:
-            with log_to(run.log_file(stage)):
-                _train_stage(run, stage, data, read)
-        run.facts["finished"] = all(run.is_finished(stage) for stage in run.needed)
-        run.save()
-    return run.folder
+
+    data = processes.first_then_others(loaded)
+    stop_without_train(data)
+    run.note_data(data)
+    if data.quarantined:
+        log.warning("%d rows are not used, see %s: %s", len(data.quarantined), quarantine, dict(data.reasons))
+    read: dict[str, dict[str, Sequence[Encoded]]] = {}
+    for stage in todo:
+        with _kept_log(run, stage):
+            _train_stage(run, stage, data, read)
+    run.facts["finished"] = all(run.is_finished(stage) for stage in run.needed)
+    run.save()
+
+
+def _kept_log(run: Run, name: str) -> AbstractContextManager[None]:
+    return log_to(run.log_file(name)) if processes.first() else nullcontext()
 
 
 def stop_without_train(data: PreparedData) -> None:
@@ -108,7 +132,7 @@ def make_fabric(recipe: Recipe, precision: str) -> Any:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first handle is made; without it CUDA's sums may differ
     torch.use_deterministic_algorithms(recipe.deterministic, warn_only=True)
     try:
-        return Fabric(accelerator=recipe.device, devices=1, precision=precision)
+        return Fabric(accelerator=recipe.device, devices=processes.devices(recipe.device), precision=precision)
     except (RuntimeError, ValueError) as error:
         raise RecipeError(f"device={recipe.device}: {error}", "a device that this machine has", "set device=auto or device=cpu") from error
 
@@ -200,13 +224,15 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft, room: Ro
 
 
 def rows_of(data: PreparedData, task: Task) -> PreparedData:
-    """The rows that a task is asked about, where the data say so.
+    """The rows that a task is asked about, where the data say so. A task without answers whose name no row has reads each picture once.
 
     Raises:
         DataError: none to learn from.
     """
     found = data.of_task(*each_task(task))
     there = {sample.task for sample in found.splits.get("train", [])}
+    if data.several_tasks and not task.directions and not there:
+        return data.each_picture_once()
     missing = [name for name in each_task(task) if name not in there and None not in there] if data.several_tasks else []
     if missing:
         named = sorted({str(sample.task) for sample in data.splits["train"]})
@@ -342,10 +368,7 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     recipe, settings, folder = run.recipe, run.recipe.stage(stage), run.folder / stage
     folder.mkdir(exist_ok=True)
     started, fabric = time.monotonic(), make_fabric(recipe, settings.precision)
-    kept = checkpoints_of(folder)
-    for name in ("best", "latest"):
-        settle(kept / name)
-    latest = find_checkpoint(kept / "latest")
+    latest = processes.from_first(lambda: _latest(folder))
     model = build_model(recipe)
     task = build_task(recipe, settings)
     objective = build_objective(task, settings)
@@ -375,22 +398,23 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     encoded = read[f"{task.name} of {settings.split}"]
     examples = stage_data(recipe, settings, model, rows_of(data, task), encoded, inputs)
     fit_objective(objective, encoded[settings.split])
-    with open_trackers(recipe, run.folder, stage) as trackers, ExitStack() as closing:
+    with ExitStack() as closing:
+        trackers = closing.enter_context(open_trackers(recipe, run.folder, stage)) if processes.first() else []
         model.to(fabric.device)
         num_tokens(model)  # parts that do not fit each other say so here, before every sample is encoded
         unseen = blind_spots(model, examples)
         for line in unseen:
             log.warning("%s does not see: %s", stage, line)
         run.note_stage(stage, unseen=unseen)
-        read_from_cache(recipe, settings, model, examples, closing)
+        processes.first_then_others(lambda: read_from_cache(recipe, settings, model, examples, closing))
         trainer = StageTrainer(recipe, stage, folder, fabric, model, objective, task, plan, examples, trackers, lineage)
         log.info(
-            "%d steps, %s, %s; %.0f s to get ready", trainer.total_steps, fabric.device, settings.precision, time.monotonic() - started
+            "%d steps, %s, %s; %.0f s to get ready", trainer.total_steps, _where(fabric), settings.precision, time.monotonic() - started
         )
         at = trainer.run(latest)
-        decision = _settle(run, stage, model, task, examples)
+        decision = processes.from_first(lambda: _settle(run, stage, model, task, examples))
     final = find_checkpoint(checkpoints_of(folder) / "best")
-    if final is not None:
+    if final is not None and processes.first():
         keep_final(folder, final)
     best = {
         "epoch": at.best_epoch + 1,
@@ -401,6 +425,27 @@ def _train_stage(run: Run, stage: str, data: PreparedData, read: dict[str, dict[
     }
     run.note_stage(stage, status="finished", seconds=round(at.seconds, 1), steps=at.step, best=best, decision=decision)
     log.info("stage %s is finished: %d steps in %.0f s; the best is of epoch %d, in %s", stage, at.step, at.seconds, best["epoch"], final)
+
+
+def _where(fabric: Any) -> str:
+    return f"{processes.world()} processes on {fabric.device.type}" if processes.several() else str(fabric.device)
+
+
+def _latest(folder: Path) -> Path | None:
+    """Where a stage goes on from, once what a kill left half-way is settled."""
+    kept = checkpoints_of(folder)
+    for name in ("best", "latest"):
+        settle(kept / name)
+    return find_checkpoint(kept / "latest")
+
+
+def _stop_at_small_batches(settings: Settings, stage: str) -> None:
+    if settings.batch_size < processes.world():
+        raise RecipeError(
+            f"stages.{stage}.batch_size={settings.batch_size} with {processes.world()} processes, which share every batch",
+            "at least one sample for each of them",
+            f"set train.batch_size={processes.world()} or more, or start fewer processes",
+        )
 
 
 def _settle(run: Run, stage: str, model: Graft, task: Task, examples: StageData) -> dict[str, Any]:
