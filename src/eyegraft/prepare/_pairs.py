@@ -99,10 +99,14 @@ def parsed(text: str, name: str) -> Any:
 
 
 class Gathering:
-    """Rows on their way into tables: taken, or refused with a reason."""
+    """Rows on their way into tables: taken, or refused with a reason.
 
-    def __init__(self, config: Sources, target: Path) -> None:
-        self.config = config
+    Args:
+        follow_links: whether a picture may be a symbolic link, or lie behind one, that leads out of the folder of pictures.
+    """
+
+    def __init__(self, config: Sources, target: Path, *, follow_links: bool = True) -> None:
+        self.config, self.follow_links = config, follow_links
         self.target = Path(os.path.normpath(target.absolute()))
         self.folder = _beneath(self.target, config.folder)
         self.rows: list[Row] = []
@@ -112,6 +116,7 @@ class Gathering:
         self._sizes: dict[str, int] = {}
         self._found: dict[tuple[str, str], str | Refused] = {}
         self._listings: dict[Path, dict[str, int]] = {}
+        self._real: dict[Path, Path] = {}
 
     # ── what there is ──
 
@@ -207,12 +212,14 @@ class Gathering:
         images = self.config.images if isinstance(self.config.images, str) else self.config.images[source]
         folder = _beneath(self.folder, images)
         path = _beneath(folder, given)
-        if not path.is_relative_to(folder):  # by its letters: a symbolic link in the folder may lead anywhere
+        if not path.is_relative_to(folder):  # by its letters: see `follow_links`
             raise Refused(OUTSIDE, f"{given!r} leads out of {folder}")
         listing = self._listing(path.parent)
         for form in (None, "NFC", "NFD"):  # macOS archives spell Korean and accented names apart
             name = unicodedata.normalize(form, path.name) if form is not None else path.name
             if name in listing:
+                if not self.follow_links:
+                    self._stop_at_links(path.with_name(name), folder)
                 return self._known(path.with_name(name), listing[name])
         raise Refused(MISSING, f"no file {path}")
 
@@ -225,6 +232,14 @@ class Gathering:
             except OSError:
                 self._listings[folder] = {}
         return self._listings[folder]
+
+    def _stop_at_links(self, path: Path, folder: Path) -> None:
+        for place in (path.parent, folder):
+            if place not in self._real:
+                self._real[place] = place.resolve()
+        real = path.resolve() if path.is_symlink() else self._real[path.parent] / path.name
+        if not real.is_relative_to(self._real[folder]):
+            raise Refused(OUTSIDE, f"{path} is {real}, out of {folder}")
 
     def _known(self, path: Path, size: int) -> str:
         name = (path.relative_to(self.target) if path.is_relative_to(self.target) else path).as_posix()
@@ -248,14 +263,14 @@ class Gathering:
 
     # ── rows ──
 
-    def take(self, source: str, name: str, image: str, given: str, **values: Any) -> None:
-        """A usable row. `given` is what its source calls the picture: the cut goes by it."""
+    def take(self, source: str, name: str, image: str, given: str, /, *, group: str = "", **values: Any) -> None:
+        """A usable row. `given` is what its source calls the picture: the cut goes by it, unless a group is named."""
         for text in _texts((name, given, values)):
             try:
                 text.encode()
             except UnicodeEncodeError as error:  # JSON can spell it, no tokenizer and no file can take it
                 raise Refused("broken text", f"half of a surrogate pair in {text[:40]!a}") from error
-        self.rows.append(Row(source, name, image, given, values))
+        self.rows.append(Row(source, name, image, given, values, group))
 
     def refuse(self, source: str, number: int, name: str, image: Any, why: Refused) -> None:
         """A row that cannot be used. `number` is its place in its source, from 1."""
@@ -271,8 +286,8 @@ class Gathering:
         Raises:
             DataError: too many rows cannot be used, or there are fewer pictures than splits.
         """
-        self._stop_if_too_bad()
-        name_groups(self.rows)
+        self.stop_if_too_bad()
+        name_groups([row for row in self.rows if not row.group])
         tables: dict[str, list[Row]] = {split: [] for shares in self.config.splits.values() for split, share in shares.items() if share > 0}
         for source in self.config.places:
             rows = [row for row in self.rows if row.source == source]
@@ -281,13 +296,16 @@ class Gathering:
                 tables[where[row.group]].append(row)
         return {split: rows for split, rows in tables.items() if rows}
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, tables: Mapping[str, list[Row]] | None = None) -> dict[str, Any]:
         """Cut, write one table a split and the list of what was left out; gives the facts for the manifest.
+
+        Args:
+            tables: split -> its rows, where they are cut already.
 
         Raises:
             DataError: too many rows cannot be used, or a table of somebody else lies in the place of ours.
         """
-        return {**self._written([self], self.tables()), "read": self._read, "licence": self.config.licence}
+        return {**self._written([self], self.tables() if tables is None else tables), "read": self._read, "licence": self.config.licence}
 
     def finish_with(self, task: str, others: Mapping[str, Gathering]) -> dict[str, Any]:
         """The same of several gatherings in one folder, those of `others` by the names of their tasks. A column `task` says whose a row is.
@@ -330,7 +348,10 @@ class Gathering:
             "outputs": sorted(contents),
         }
 
-    def _stop_if_too_bad(self) -> None:
+    def stop_if_too_bad(self) -> None:
+        """Raises:
+        DataError: no row can be used, or more than `max_bad_fraction` of them cannot.
+        """
         total = len(self.rows) + len(self.bad)
         if self.rows and len(self.bad) <= self.config.max_bad_fraction * total:
             return
