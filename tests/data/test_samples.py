@@ -665,6 +665,18 @@ def test_rows_of_several_tasks_stand_in_one_table(tmp_path: Path) -> None:
     assert again.split_sha256["train"] != before
 
 
+def test_a_picture_of_several_rows_is_seen_once(tmp_path: Path) -> None:
+    first, second = picture(tmp_path, "first.png"), picture(tmp_path, "second.png", 9)
+    rows = [
+        {"id": f"{image}/{task}", "image": image, "caption": f"{task} of {image}", "task": task}
+        for image in (first, second)
+        for task in ("captions", "talk")
+    ]
+    tables = {"train": table(tmp_path, "train.jsonl", rows)}
+    found = load(tmp_path, tables=tables, columns={"image": "image", "task": "task", "id": "id"}).each_picture_once()
+    assert [sample.id for sample in found.splits["train"]] == ["first.png/captions", "second.png/captions"]
+
+
 def test_bad_conversations_and_choices_are_named(tmp_path: Path) -> None:
     image = picture(tmp_path, "a.png", 1)
     good = {"id": "good", "image": image, "task": "", "caption": "a boat", "turns": None, "choices": None}

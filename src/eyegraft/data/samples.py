@@ -79,6 +79,18 @@ class PreparedData:
         splits = {split: [sample for sample in samples if sample.task in meant] for split, samples in self.splits.items()}
         return replace(self, splits={split: samples for split, samples in splits.items() if samples})
 
+    def each_picture_once(self) -> PreparedData:
+        """The first sample of each picture, whatever it is asked: what learns from pictures alone would see copies. Of rows of patch stores
+        every one is another."""
+        splits: dict[str, Sequence[Sample]] = dict(self.splits)
+        for split, samples in self.splits.items():
+            if not hasattr(samples, "take"):
+                first: dict[Path | None, Sample] = {}
+                for sample in samples:
+                    first.setdefault(sample.image, sample)
+                splits[split] = list(first.values())
+        return replace(self, splits=splits)
+
 
 @dataclass
 class Row:

@@ -224,15 +224,15 @@ def encode_samples(task: Task, samples: Sequence[Sample], model: Graft, room: Ro
 
 
 def rows_of(data: PreparedData, task: Task) -> PreparedData:
-    """The rows that a task is asked about, where the data say so. A task without answers whose name no row has reads each picture once.
+    """The rows that a task is asked about, where the data say so; of one without answers, each picture once, its own where rows name it.
 
     Raises:
         DataError: none to learn from.
     """
     found = data.of_task(*each_task(task))
     there = {sample.task for sample in found.splits.get("train", [])}
-    if data.several_tasks and not task.directions and not there:
-        return data.each_picture_once()
+    if not task.directions:
+        return (found if there else data).each_picture_once()
     missing = [name for name in each_task(task) if name not in there and None not in there] if data.several_tasks else []
     if missing:
         named = sorted({str(sample.task) for sample in data.splits["train"]})
