@@ -239,6 +239,11 @@ def test_facts_of_summaries_and_links() -> None:
         assert scores.per_sample["fact_score"] == [1.0, 0.0]
         assert "sentence_count_right" not in scores.corpus
     made = element_summary_link.build("link", element_summary_link.Config())
+    known = row(FOURTH, facts={"relation": "supports", "concern": "falling pressure"})
+    other = "On its own it says little about the concern for falling pressure. It is what it is."
+    scores = made.score([FOURTH, other, "Fine."], [known] * 3)
+    assert scores.per_sample["fact_score"] == [1.0, 0.5, 0.0]
+    assert scores.per_sample["fact_relation"] == [1.0, 0.0, 0.0]
     scores = made.score(["One. Two", "One. Two. Three.", "", 'She said "so it is."'], [row(FOURTH)] * 4)
     assert scores.per_sample["sentence_count_right"] == [1.0, 0.0, 0.0, 1.0]
     assert scores.per_sample["ends_in_full"] == [0.0, 1.0, 0.0, 1.0]

@@ -137,11 +137,13 @@ def _of_caption(text: str) -> dict[str, Any]:
         found["level"] = level
     if flow := _flow(pattern):
         found["flow"] = flow
-    if len(parts) > 3 and (relation := next((name for name, words in _RELATIONS if re.search(words, parts[3])), None)):
-        found["relation"] = relation
-    if len(parts) > 3 and (concern := _concern(parts[3])):
-        found["concern"] = concern
-    return found
+    return {**found, **(_of_link(parts[3]) if len(parts) > 3 else {})}
+
+
+def _of_link(text: str) -> dict[str, Any]:
+    """Of the last sentence of a caption, in lower case."""
+    found = {"relation": next((name for name, words in _RELATIONS if re.search(words, text)), None), "concern": _concern(text)}
+    return {name: value for name, value in found.items() if value}
 
 
 def _of_summary(text: str) -> dict[str, Any]:
@@ -185,8 +187,12 @@ def _concern(text: str) -> str | None:
 
 
 def agreement(expected: Mapping[str, Any], text: str) -> dict[str, float]:
-    """Of each fact that is expected, whether the text states it: 0 or 1; of an area the share of names that both have (Jaccard)."""
-    found = facts_of(text)
+    """Of each fact that is expected, whether the text states it: 0 or 1; of an area the share of names that both have (Jaccard).
+
+    Where a relation is expected, and nothing but it and the concern, the text is read as what ends a caption, without what stands before.
+    """
+    alone = "relation" in expected and set(expected) <= {"relation", "concern"}
+    found = _of_link(text.casefold()) if alone else facts_of(text)
     return {name: _agree(value, found.get(name)) for name, value in expected.items()}
 
 
