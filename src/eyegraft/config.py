@@ -296,6 +296,7 @@ class Settings(Strict):
         checkpoint_every: optimiser steps between saves within an epoch; checkpoint_minutes: minutes between them, whichever comes first.
         early_stopping: what chooses the best checkpoint, and when to stop.
         log_every: optimiser steps between rows of `metrics.jsonl`.
+        log_samples: validation samples of each task that are answered after every epoch, for `samples.jsonl`; 0 for none. Of texts only.
         feature_cache: of frozen encoders.
         tune: part -> how it is trained; parts not named keep the default of their room: pretrained ones are frozen, new ones train,
             and so do the cross-attention layers of a frozen language model.
@@ -329,6 +330,7 @@ class Settings(Strict):
     checkpoint_every: Positive | None = None
     checkpoint_minutes: Rate = 10.0
     log_every: Positive = 10
+    log_samples: NonNegative = 4
     feature_cache: FeatureCache = FeatureCache()
     tune: dict[str, Tune] = {}
     freeze_backbone: bool | None = None

@@ -28,6 +28,7 @@ from eyegraft.tasks._mixture import Mixture
 from eyegraft.training import processes
 from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint
 from eyegraft.training.processes import own_seed
+from eyegraft.training.sampled_texts import FILE, SampledTexts
 from eyegraft.training.schedule import rate_factor
 from eyegraft.training.sums import Sums, add_pair, numbers
 from eyegraft.training.together import batch_of_all
@@ -204,6 +205,7 @@ class StageTrainer:
         planned = self.steps_per_epoch * self.settings.epochs
         self.total_steps = min(planned, self.settings.max_steps or planned)
         self.metrics: MetricsFile | None = None
+        self.texts: SampledTexts | None = None
         self._saved_at = time.monotonic()
 
     # ── the whole stage ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,6 +222,7 @@ class StageTrainer:
         processes.share_tensors([*self._planned(), *self.step_module.buffers()])
         if processes.first():
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.at.rows)
+            self.texts = self._sampled_texts()
         if resume_from is None:
             self._probe()
         started, before = time.monotonic(), self.at.seconds
@@ -377,12 +380,20 @@ class StageTrainer:
                 "  best so far" if better else "",
             )
         at.epochs_without_better = waiting
+        if self.texts is not None:
+            self.texts.write(at.epoch, at.step, self.trackers)
         if better:
             at.best_epoch, at.best_step = at.epoch, at.step
         at.epoch, at.batch = at.epoch + 1, 0
         if better:
             self._save("best", resumable=False)
         self._save("latest")
+
+    def _sampled_texts(self) -> SampledTexts | None:
+        val, count = self.data.val, self.settings.log_samples
+        if val is None or not count or self.step_module.reads:
+            return None
+        return SampledTexts(self.folder / FILE, self.model, self.task, self.data.val_samples, val.readers, count=count, step=self.at.step)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""Where metrics go: always `metrics.jsonl`, and TensorBoard or Weights & Biases when the recipe says so."""
+"""Where metrics go: always `metrics.jsonl`, and TensorBoard or Weights & Biases when the recipe says so. The same of sampled texts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class MetricsFile:
 
 @contextmanager
 def open_trackers(recipe: Recipe, run: Path, stage: str) -> Iterator[list[Callable[[Row], None]]]:
-    """A function a tracker that the recipe asks for, each taking the rows of `metrics.jsonl`; closed with the stage."""
+    """A function a tracker that the recipe asks for, each taking the rows of `metrics.jsonl`, and rows of kind `samples` whose `texts` are
+    those of `samples.jsonl`; closed with the stage."""
     with ExitStack() as closing:
         trackers: list[Callable[[Row], None]] = []
         if recipe.trackers.tensorboard:
@@ -44,6 +45,24 @@ def open_trackers(recipe: Recipe, run: Path, stage: str) -> Iterator[list[Callab
 
 def _numbers(row: Row) -> dict[str, float]:
     return {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key not in ("step", "epoch")}
+
+
+def _texts(row: Row) -> dict[str, list[Row]]:
+    """Task -> its sampled texts."""
+    found: dict[str, list[Row]] = {}
+    for text in row.get("texts", ()):
+        found.setdefault(text["task"], []).append(text)
+    return found
+
+
+def _as_markdown(texts: Sequence[Row]) -> str:
+    """Each text and its reference as blocks of code, which nothing in them can end."""
+    blocks = []
+    for text in texts:
+        blocks += [f"    {line}" for line in f"{text['id']}: {text['prompt']}".splitlines()] + ["", "answer:", ""]
+        blocks += [f"    {line}" for line in str(text["answer"]).splitlines()] + ["", "reference:", ""]
+        blocks += [f"    {line}" for line in str(text["reference"]).splitlines()] + ["", "---", ""]
+    return "\n".join(blocks)
 
 
 def _tensorboard(folder: Path, closing: ExitStack) -> Callable[[Row], None]:
@@ -59,6 +78,8 @@ def _tensorboard(folder: Path, closing: ExitStack) -> Callable[[Row], None]:
     def track(row: Row) -> None:
         for key, value in _numbers(row).items():
             writer.add_scalar(f"{row['kind']}/{key}", value, row["step"])
+        for task, texts in _texts(row).items():
+            writer.add_text(f"samples/{task}", _as_markdown(texts), row["step"])
         writer.flush()
 
     return track
@@ -76,6 +97,11 @@ def _wandb(recipe: Recipe, run: Path, stage: str, closing: ExitStack) -> Callabl
     closing.callback(session.finish)
 
     def track(row: Row) -> None:
-        session.log({f"{row['kind']}/{key}": value for key, value in _numbers(row).items()}, step=row["step"])
+        columns = ["id", "prompt", "answer", "reference"]
+        tables = {
+            f"samples/{task}": wandb.Table(columns=columns, data=[[str(text[column]) for column in columns] for text in texts])
+            for task, texts in _texts(row).items()
+        }
+        session.log({**{f"{row['kind']}/{key}": value for key, value in _numbers(row).items()}, **tables}, step=row["step"])
 
     return track
