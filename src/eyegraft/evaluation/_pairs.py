@@ -105,7 +105,7 @@ def _statistics(folder: Path, result: Mapping[str, Any], rows: Rows) -> Mapping[
         task = module.build(result["task"], config)
         facts = run.facts["stages"].get(result["checkpoint"]["stage"], {})
         task.learned, task.decision = facts.get("learned") or {}, facts.get("decision") or {}
-        samples = [Sample(id=id_, image=None, references=tuple(row["references"])) for id_, row in rows.items()]
+        samples = [Sample(id=id_, image=None, references=tuple(row["references"]), meta=row.get("meta") or {}) for id_, row in rows.items()]
         found: Mapping[str, Statistic] = task.score([row["answers"]["model"] for row in rows.values()], samples).statistics
     except (EyegraftError, KeyError):
         return {}
