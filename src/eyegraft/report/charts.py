@@ -57,20 +57,36 @@ def loss_chart(stage: Stage, width: int, height: int = 240) -> Markup | None:
     val = [(row["step"], value) for row in stage.val if (value := finite(row.get("val_loss"))) is not None]
     if not train and not val:
         return None
-    x = {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False}, "axis": {"grid": False, "tickCount": 5}}
-    y = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 5}}
-    layers: list[dict[str, Any]] = [
-        {"data": points(train), "mark": {"type": "line", "color": OTHER, "strokeWidth": 1.4}, "encoding": {"x": x, "y": y}},
-        {
-            "data": points(val),
-            "mark": {"type": "line", "color": MODEL, "strokeWidth": 2, "point": {"color": MODEL, "size": 34}},
-            "encoding": {"x": x, "y": y},
-        },
-    ]
+    layers = _loss_layers(train, val, {"tickCount": 5})
     best = finite(stage.info.get("best", {}).get("step")) if isinstance(stage.info.get("best"), Mapping) else None
     if best is not None:
-        layers.extend(_best_mark(best, [step for step, _ in train + val], x))
+        layers.extend(_best_mark(best, [step for step, _ in train + val], layers[0]["encoding"]["x"]))
     return render({"width": width, "height": height, "autosize": {"type": "fit", "contains": "padding"}, "layer": layers})
+
+
+def task_loss_chart(stage: Stage, tasks: Sequence[str], width: int, columns: int, height: int = 130) -> Markup | None:
+    """Training and validation loss of each of several tasks over the steps, a panel a task; None without a task."""
+    panels = []
+    for task in tasks:
+        train, val = (
+            [(row["step"], value) for row in rows if (value := finite(row.get(key))) is not None]
+            for rows, key in ((stage.train, f"loss_{task}"), (stage.val, f"val_loss_{task}"))
+        )
+        layers = _loss_layers(thinned(train), val, {"tickCount": 4})
+        panels.append({"title": _heading(task.replace("_", " ")), "width": width, "height": height, "layer": layers})
+    return render({"concat": panels, "columns": columns, "spacing": 28}) if panels else None
+
+
+def _loss_layers(
+    train: Sequence[tuple[float, float]], val: Sequence[tuple[float, float]], ticks: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    x = {"field": "x", "type": "quantitative", "title": "step", "scale": {"nice": False}, "axis": {"grid": False, **ticks}}
+    y = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {**ticks, "minExtent": 34}}
+    seen = {"type": "line", "color": MODEL, "strokeWidth": 2, "point": {"color": MODEL, "size": 34}}
+    return [
+        {"data": points(train), "mark": {"type": "line", "color": OTHER, "strokeWidth": 1.4}, "encoding": {"x": x, "y": y}},
+        {"data": points(val), "mark": seen, "encoding": {"x": x, "y": y}},
+    ]
 
 
 def _best_mark(best: float, steps: Sequence[float], x: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from eyegraft.report.label_view import CUT_COUNTS, CUT_METRICS, NUM_METRICS, OPE
 from eyegraft.report.labels import kind_of
 from eyegraft.report.number_view import NumberView, number_view
 from eyegraft.report.numbers import is_of_numbers
-from eyegraft.report.reading import Figure, Run, Stage, figure, finite, mapping
+from eyegraft.report.reading import Figure, Run, figure, finite, mapping
 from eyegraft.report.slices import Slice, slices_of
+from eyegraft.report.stages import LIKENESS, stage_view
 
 MODEL = "model"
 _INPUTS = {
@@ -79,20 +80,6 @@ class SplitView:
         return next((tone for tone in ("bad", "unclear", "good") if tone in tones), "none")
 
 
-@dataclass(frozen=True)
-class StageView:
-    """Curves and the trainable table of one stage, the charts in two widths."""
-
-    name: str
-    info: Mapping[str, Any]
-    best: Mapping[str, Any]
-    trainable: list[Mapping[str, Any]]
-    loss_wide: Markup | None
-    loss_narrow: Markup | None
-    rate_wide: Markup | None
-    rate_narrow: Markup | None
-
-
 def write_page(run: Run) -> Path:
     """Write `report.html` into a run's folder, in one move, so that a reader never meets half a page."""
     page = environment().get_template("page.html.j2").render(_context(run))
@@ -146,10 +133,11 @@ def _context(run: Run) -> dict[str, Any]:
         "versions": mapping(run.info.get("versions")),
         "remarks": run.remarks,
         "recipe": run.recipe,
-        "stages": [_stage_view(stage) for stage in run.stages],
+        "stages": [stage_view(stage) for stage in run.stages],
         "simulated": any(info.get("simulated") is True for info in run.evaluations.values()),
         "splits": splits,
         "panoramas": pictures,
+        "likeness": LIKENESS,
         "cut_metrics": CUT_METRICS,
         "cut_counts": CUT_COUNTS,
         "max_cards": MAX_CARDS,
@@ -162,20 +150,6 @@ def _context(run: Run) -> dict[str, Any]:
 def _split_order(run: Run) -> list[str]:
     """Test splits first: they carry the result."""
     return sorted(run.evaluations, key=lambda name: (not name.startswith("test"), name))
-
-
-def _stage_view(stage: Stage) -> StageView:
-    rows = stage.info.get("trainable")
-    return StageView(
-        name=stage.name,
-        info=stage.info,
-        best=mapping(stage.info.get("best")),
-        trainable=[mapping(row) for row in rows] if isinstance(rows, list) else [],
-        loss_wide=charts.loss_chart(stage, 660),
-        loss_narrow=charts.loss_chart(stage, 330, 220),
-        rate_wide=charts.learning_rate_chart(stage, 280),
-        rate_narrow=charts.learning_rate_chart(stage, 330, 110),
-    )
 
 
 def _split_view(run: Run, name: str, pictures: panorama.Pictures) -> SplitView:

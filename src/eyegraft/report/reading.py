@@ -32,12 +32,14 @@ class Stage:
     Attributes:
         train: rows {step, epoch, loss, learning_rate …}, by step.
         val: rows {step, epoch, val_loss, val_* …}, by step.
+        samples: rows of sampled texts {epoch, step, id, task, prompt, answer, reference}, as they were written.
     """
 
     name: str
     info: Mapping[str, Any]
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -121,7 +123,8 @@ def _read_stage(run: Run, name: str) -> Stage:
         if step is not None and isinstance(kind, str) and kind in by_step:
             by_step[kind][step] = row
     curves = {kind: [rows[step] for step in sorted(rows)] for kind, rows in by_step.items()}
-    return Stage(name, mapping(mapping(run.info.get("stages")).get(name)), curves["train"], curves["val"])
+    samples = list(_rows(run, run.folder / name / "samples.jsonl"))
+    return Stage(name, mapping(mapping(run.info.get("stages")).get(name)), curves["train"], curves["val"], samples)
 
 
 def _read_evaluations(run: Run) -> None:
