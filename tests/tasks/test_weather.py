@@ -225,6 +225,7 @@ def test_rows_without_facts_leave_them_out() -> None:
     made = element_caption.build("caption", element_caption.Config())
     scores = made.score([CAPTION], [row(CAPTION)])
     assert not [name for name in (*scores.corpus, *scores.per_sample) if name.startswith("fact")]
+    assert next(iter(scores.corpus)) == "rouge_l"
     assert "facts" not in made.details([CAPTION], [row(CAPTION)])
     some = made.score([CAPTION, ""], [row(CAPTION, facts=FACTS), row(CAPTION)])
     assert some.corpus["fact_score"] == 1.0

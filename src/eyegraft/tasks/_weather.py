@@ -23,6 +23,9 @@ from eyegraft.types import Batch, Sample, Scores, Tokens
 WORDING = Wording("", "\nAnswer:")
 """Of the plain template: a prompt that was cut at its end still says that an answer follows."""
 
+FIRST = "rouge_l"
+"""What results are compared by where no row has facts: no long text is ever an exact match."""
+
 COUNT, ENDED = "sentence_count_right", "ends_in_full"
 FORM = "eyegraft-sentences-1: parted behind . ! ? and a space; 0 or 1"
 SUMMARY_FACTS = ("concern", "place", "area")
@@ -95,7 +98,7 @@ class WeatherTask:
     def __init__(self, name: str, config: Limits, asking: Asking) -> None:
         self.name, self.prompt = name, asking.prompt
         form = (COUNT, ENDED) if asking.num_sentences else (ENDED,)
-        self.directions = dict.fromkeys((*facts.names_of(asking.facts), *captions.HIGHER_IS_BETTER, *form), True)
+        self.directions = dict.fromkeys((*facts.names_of(asking.facts), FIRST, *captions.HIGHER_IS_BETTER, *form), True)
         self.decoding = {
             "max_new_tokens": config.max_new_tokens,
             "num_beams": config.num_beams,
@@ -192,14 +195,15 @@ class WeatherTask:
         return list(sample.references)
 
     def score(self, answers: Sequence[str], samples: Sequence[Sample]) -> Scores:
-        """The facts first, where rows have some; the caption metrics; the form."""
+        """The facts first, where rows have some; the caption metrics, of which `FIRST` leads; the form."""
         parts = [
             facts.score(answers, [stated_facts(sample) for sample in samples], self._asking.facts, _agreement()),
             captions.score(answers, [sample.references for sample in samples], self._config.metric_unit),
             self._form(answers),
         ]
+        found = _joined(part.corpus for part in parts)
         return Scores(
-            corpus=_joined(part.corpus for part in parts),
+            corpus={name: found[name] for name in self.directions if name in found},
             per_sample=_joined(part.per_sample for part in parts),
             signature=_joined(part.signature for part in parts),
             higher_is_better=_joined(part.higher_is_better for part in parts),
