@@ -74,7 +74,8 @@ def task_loss_chart(stage: Stage, tasks: Sequence[str], width: int, columns: int
         )
         layers = _loss_layers(thinned(train), val, {"tickCount": 4})
         panels.append({"title": _heading(task.replace("_", " ")), "width": width, "height": height, "layer": layers})
-    return render({"concat": panels, "columns": columns, "spacing": 28}) if panels else None
+    spacing = {"row": 74, "column": 54}  # beside flush panels, room for titles and axes
+    return render({"concat": panels, "columns": columns, "bounds": "flush", "spacing": spacing}) if panels else None
 
 
 def _loss_layers(
