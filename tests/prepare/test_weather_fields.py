@@ -113,6 +113,25 @@ def test_every_text_states_the_facts_of_its_row(made: Path) -> None:
         assert set(agreement(row["facts"], row["caption"]).values()) == {1.0}
 
 
+def test_short_texts_state_the_same_facts_in_half_as_many_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eyegraft.prepare.weather_fields.draw.drawn", lambda *words: b"")
+    plan = planned("train", {"storm": 12, "stations": 4, "model": 2}, 2, 0)
+    words = dict.fromkeys(("full", "short"), 0)
+    for case in plan:
+        full, short = (case_of(case, SMALL.model_copy(update={"texts": texts}))[0] for texts in words)
+        assert full["concern"] == short["concern"]
+        for name, record in (("full", full), ("short", short)):
+            assert facts_of(record["global_summary"]) == record["concern"], record["global_summary"]
+            words[name] += len(record["global_summary"].split())
+        for long, brief in zip(full["elements"], short["elements"], strict=True):
+            assert long["facts"] == brief["facts"] == facts_of(brief["caption"]), brief["caption"]
+            assert brief["sentences"] == sentences_of(brief["caption"])
+            assert len(brief["sentences"]) == 4
+            words["full"] += len(long["caption"].split())
+            words["short"] += len(brief["caption"].split())
+    assert words["short"] < 0.6 * words["full"]
+
+
 def test_the_same_cases_lie_there_in_the_layout_of_weatherqa(made: Path) -> None:
     rows = read(made, "train")
     cases = json.loads((made / "cases" / "train.json").read_text(encoding="utf-8"))

@@ -54,6 +54,11 @@ _FOURTH = {
         "On its own it says little about the concern for {concern} over {area}.",
     ),
 }
+_SHORT_LINK = {
+    "supports": "It supports {concern}.",
+    "contradicts": "It argues against {concern}.",
+    "neutral": "It neither supports nor opposes {concern}.",
+}
 _SUMMARY = {
     "a surge of cold air": ("Colder air surges {into} {area} around {hour} UTC.", "A surge of cold air reaches {area} near {hour} UTC."),
     "a surge of warm air": ("Warmer air surges {into} {area} around {hour} UTC.", "A surge of warm air reaches {area} near {hour} UTC."),
@@ -84,13 +89,25 @@ def picked(options: Sequence[T], *names: object) -> T:
     return options[number % len(options)]
 
 
-def caption_of(feature: Feature, concern: Concern, relation: str, *names: object) -> list[str]:
-    """The four sentences about a map: what it shows, the dominant pattern, its meaning, and what it says about the case."""
+def caption_of(feature: Feature, concern: Concern, relation: str, *names: object, short: bool = False) -> list[str]:
+    """The four sentences about a map: what it shows, the dominant pattern, its meaning, and what it says about the case.
+
+    Args:
+        short: half as many words and always the same ones, with the same facts.
+    """
     condition = CONDITIONS[feature.condition]
+    meaning = condition.meaning[condition.signs.index(feature.sign)]
+    if short:
+        return [
+            f"The map shows {condition.subject}.",
+            _second_in_short(condition, feature),
+            f"This means {_beginning(meaning)}.",
+            _SHORT_LINK[relation].format(concern=concern.name),
+        ]
     return [
         _first(condition, *names),
         _second(condition, feature, *names),
-        picked(_THIRD, 3, *names).format(meaning=condition.meaning[condition.signs.index(feature.sign)]),
+        picked(_THIRD, 3, *names).format(meaning=meaning),
         picked(_FOURTH[relation], 4, *names).format(concern=concern.name, area=joined(concern.area)),
     ]
 
@@ -112,6 +129,22 @@ def _second(condition: Condition, feature: Feature, *names: object) -> str:
     return text.replace(" a area", " an area").replace("A area", "An area").replace(" a intense", " an intense")
 
 
+def _second_in_short(condition: Condition, feature: Feature) -> str:
+    words = condition.feature.format(sign=feature.sign, level=feature.level)
+    words = f"{'an' if words.startswith(('area', 'intense')) else 'a'} {words}"
+    flow = "" if not feature.flow else ", calm" if feature.flow == "calm" else f", wind from the {feature.flow}"
+    if feature.place == "nowhere":
+        return f"{words[0].upper()}{words[1:]} is nowhere{flow}."
+    return f"In the {part(feature.place)}, over {feature.over}, is {words}{flow}."
+
+
+def _beginning(meaning: str) -> str:
+    """Up to the first comma behind three words."""
+    pieces = meaning.split(", ")
+    kept = next(number for number in range(1, len(pieces) + 1) if number == len(pieces) or " ".join(pieces[:number]).count(" ") > 1)
+    return ", ".join(pieces[:kept])
+
+
 def part(place: str) -> str:
     return "center" if place == "center" else f"{place} part"
 
@@ -121,9 +154,12 @@ def relation_of(feature: Feature, concern: Concern) -> str:
     return "neutral" if speaks is None else "supports" if speaks == feature.sign else "contradicts"
 
 
-def summary_of(concern: Concern, features: dict[str, Feature], time: datetime, *names: object) -> str:
-    """A summary in the form of a mesoscale discussion."""
+def summary_of(concern: Concern, features: dict[str, Feature], time: datetime, *names: object, short: bool = False) -> str:
+    """A summary in the form of a mesoscale discussion; `short` as in `caption_of`."""
     area = joined(concern.area)
+    head = f"Areas affected...{area_text(concern)} Concerning...{concern.name} Probability of impact...{concern.percent} percent"
+    if short:
+        return f"{head} SUMMARY...The focus is the {part(concern.place)}."
     into = picked(("into", "across"), "into", *names)
     lines = [picked(_SUMMARY[concern.name], 5, *names).format(area=area, hour=f"{time:%H}", into=into)]
     source = features[concern.source]
@@ -135,7 +171,6 @@ def summary_of(concern: Concern, features: dict[str, Feature], time: datetime, *
         lines.append(picked(_WHERE, 6, *names).format(place=part(concern.place), evidence=words))
     if pressure := features.get("pmsl") or features.get("bigsfc_cropped"):
         lines.append(picked(_PRESSURE, 7, *names).format(sign=pressure.sign, value=pressure.value, over=pressure.over))
-    head = f"Areas affected...{area_text(concern)} Concerning...{concern.name} Probability of impact...{concern.percent} percent"
     return f"{head} SUMMARY...{' '.join(lines)}"
 
 
