@@ -28,7 +28,8 @@ class Hooks(Protocol):
             `encoded` alone, and the trainable plan freezes every other part.
         trains: parts that its loss reaches, where these are not the encoders that it reads, whole.
         statistics_of_batches: whether the samples of a batch are compared with each other, so that several batches of a step
-            (`gradient_accumulation`) are not one large batch.
+            (`gradient_accumulation`) are not one large batch. Where several processes train, it is given the tokens and samples that all
+            of them have of a batch, without inputs and targets; so it cannot `prepare`.
     """
 
     reads: tuple[str, ...]

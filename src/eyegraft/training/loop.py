@@ -200,6 +200,9 @@ class StageTrainer:
             torch.optim.AdamW([{**group} for group in plan.groups], betas=self.settings.betas),
         )
         self.together = processes.several() and getattr(objective, "statistics_of_batches", False)
+        if self.together and hasattr(objective, "prepare"):
+            given = f"objective {type(objective).__name__} in {processes.world()} processes, which changes a batch and compares its samples"
+            raise RecipeError(given, "an objective that does one of both", "start one process, without torchrun")
         batches = math.ceil(len(data.train) / self.settings.batch_size)
         self.steps_per_epoch = math.ceil(batches / self.settings.gradient_accumulation)
         planned = self.steps_per_epoch * self.settings.epochs
@@ -353,6 +356,7 @@ class StageTrainer:
 
     def _end_epoch(self, clock: Callable[[], float]) -> None:
         at, rule = self.at, self.settings.early_stopping
+        self._stop_if_apart()
         values = self._validate() if self.data.val is not None else {}
         at.seconds = clock()
         better, waiting = True, 0  # without a validation split the last epoch is the best known
@@ -394,6 +398,14 @@ class StageTrainer:
         if val is None or not count or self.step_module.reads:
             return None
         return SampledTexts(self.folder / FILE, self.model, self.task, self.data.val_samples, val.readers, count=count, step=self.at.step)
+
+    def _stop_if_apart(self) -> None:
+        if not processes.same_everywhere([*self._planned(), *self.step_module.buffers()]):
+            raise TrainingError(
+                f"the weights of stage {self.stage!r} are not the same in all {processes.world()} processes after step {self.at.step}",
+                "the same steps in each, from the same start",
+                "look for a part or an objective that draws numbers, or keeps some, on its own",
+            )
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:

@@ -30,7 +30,6 @@ LIMIT = timedelta(minutes=30)
 """Of one collective call: how far apart processes may be in the work that all of them do."""
 BUCKET = 16 * 2**20
 """Numbers of gradients that are added up at once."""
-_FAILED = "eyegraft/failed"
 _LOOKS_EVERY = 0.05  # seconds
 
 
@@ -74,7 +73,10 @@ def stop_if_several(what: str) -> None:
 # ── meeting and parting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _store: Any = None
-_keys = count()
+"""Of torchrun, shared by all processes while they live."""
+_joins, _keys = count(), count()
+_training = "eyegraft"
+"""What the store's keys of the training at hand begin with: one process may train again and again."""
 _claimed: bool | None = None
 
 
@@ -89,7 +91,7 @@ def joined(device: str) -> Iterator[None]:
     Raises:
         RecipeError: there are more processes than GPUs, or the device is of no use to several.
     """
-    global _store, _keys
+    global _store, _training, _claimed
     import torch.distributed as dist
 
     place = launched()
@@ -97,9 +99,11 @@ def joined(device: str) -> Iterator[None]:
         yield
         return
     backend = _backend(device, place)
-    _store, _keys = _rendezvous(LIMIT), count()
+    _store = _store or _rendezvous(LIMIT)
+    _training, _claimed = f"eyegraft/{next(_joins)}", None
     with answered():
-        dist.init_process_group(backend, store=_store, rank=place.rank, world_size=place.world, timeout=LIMIT)
+        own = dist.PrefixStore(_training, _store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=own, rank=place.rank, world_size=place.world, timeout=LIMIT)
     whole = False
     try:
         with silenced() if place.rank else nullcontext():
@@ -158,7 +162,7 @@ def speaks() -> bool:
     if _claimed is None:
         try:
             _store = _store or _rendezvous(timedelta(seconds=20))
-            _claimed = _store.add(_FAILED, 1) == 1
+            _claimed = _store.add(f"{_training}/failed", 1) == 1
         except (RuntimeError, Stopped):
             _claimed = place.rank == 0
     return _claimed
@@ -215,7 +219,7 @@ def meet() -> None:
     """
     if not several():
         return
-    key = f"eyegraft/meet/{next(_keys)}"
+    key = f"{_training}/met/{next(_keys)}"
     if _store is None:  # the group is not ours: it may have no store that is known to all
         import torch.distributed as dist
 
@@ -225,7 +229,7 @@ def meet() -> None:
     with answered():
         there = _store.add(key, 1)
         while there < world():
-            if _store.check([_FAILED]):
+            if _store.check([f"{_training}/failed"]):
                 raise Stopped()
             time.sleep(_LOOKS_EVERY)
             there = _store.add(key, 0)
@@ -275,10 +279,20 @@ def share_tensors(tensors: Iterable[Tensor]) -> None:
     import torch.distributed as dist
 
     with torch.no_grad(), answered():
-        for tensor in tensors:
+        for tensor in (tensor for tensor in tensors if tensor.numel()):
             values = tensor.detach().contiguous()
             dist.broadcast(values.view(-1).view(torch.uint8), src=0)  # as bytes, whatever the type
             tensor.copy_(values)
+
+
+def same_everywhere(tensors: Iterable[Tensor]) -> bool:
+    """Whether all processes hold the same bits, by a sum of them as whole numbers."""
+    if not several():
+        return True
+    import torch
+
+    mine = sum(int(tensor.detach().contiguous().view(-1).view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors)
+    return len(set(gathered(mine))) == 1
 
 
 def add_gradients(parameters: Sequence[nn.Parameter]) -> None:
