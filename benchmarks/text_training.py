@@ -17,6 +17,7 @@ Answers are made of pictures that ship with eyegraft, by the demo's encoder and 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -113,6 +114,8 @@ class Clock:
     def end(self) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         say(seconds=time.perf_counter() - self.started, cpu=time.process_time() - self.used, peak_gib=peak)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # those that wait their turn would together keep more than a small machine has
 
 
 def train_theirs(system: str, encoded: list[Encoded], batches: list[list[int]]) -> None:
@@ -263,7 +266,7 @@ class Child:
         if not line:
             assert self.process.stderr is not None
             raise SystemExit(f"{self.system} ended early:\n{self.process.stderr.read()[-3000:]}")
-        if not line.startswith("{"):
+        if not line.startswith('{"'):  # the Trainer prints dicts of its own
             return False
         facts = json.loads(line)
         (self.losses if "loss" in facts else self.found).append(facts)
@@ -394,7 +397,7 @@ def answering(count: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--answers", type=int, default=32)
+    parser.add_argument("--answers", type=int, default=64)
     parser.add_argument("--only", choices=["training", "answering"])
     parser.add_argument("--alone", choices=list(SYSTEMS), help=argparse.SUPPRESS)
     given = parser.parse_args()
