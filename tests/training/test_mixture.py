@@ -64,7 +64,8 @@ def test_a_task_goes_through_its_rows_before_any_comes_again() -> None:
     places = {"name": list(range(30)), "colour": list(range(30, 40))}
     first, again = (mixed(places, {"name": 20, "colour": 25}, seed=0, epoch=epoch) for epoch in (0, 1))
     tally = Counter(first)
-    assert {tally[place] for place in places["colour"]} == {2, 3} and max(tally[place] for place in places["name"]) == 1
+    assert {tally[place] for place in places["colour"]} == {2, 3}
+    assert max(tally[place] for place in places["name"]) == 1
     assert first == mixed(places, {"name": 20, "colour": 25}, seed=0, epoch=0) != again
 
 
@@ -79,11 +80,13 @@ def test_each_task_is_logged_scored_and_asked_by_itself(made: Made, data: Path, 
     run = train(made("a", "evaluation.baselines=[most_frequent]"))
     found = rows(run)
     last, val = found[-2], found[-1]
-    assert last["kind"] == "train" and val["kind"] == "val"
+    assert last["kind"] == "train"
+    assert val["kind"] == "val"
     assert last["tokens_name"] + last["tokens_colour"] == last["tokens"]
     for row in (row for row in found if row["kind"] == "train"):
         losses = [row[key] for key in ("loss_name", "loss_colour") if key in row]  # of the tasks of these steps
-        assert losses and min(losses) - 1e-6 <= row["loss"] <= max(losses) + 1e-6
+        assert losses
+        assert min(losses) - 1e-6 <= row["loss"] <= max(losses) + 1e-6
     assert {key for row in found for key in row if key.startswith("loss_")} == {"loss_name", "loss_colour"}
     assert min(val["val_loss_name"], val["val_loss_colour"]) <= val["val_loss"] <= max(val["val_loss_name"], val["val_loss_colour"])
     results = evaluate(run)
