@@ -355,10 +355,16 @@ def _cross_faults(recipe: Recipe) -> list[str]:
             faults.append(f"stages.{name}.modality: given {stage.modality!r}; expected train.modality, {recipe.train.modality!r}")
     faults += _column_faults(recipe)
     sliced = recipe.data.columns.meta if recipe.data.satellite is None else PATCH_SLICES
-    for column in recipe.evaluation.slices:
-        if column not in sliced:
-            allowed = ", ".join(sliced) or "a column of data.columns.meta, which is empty"
-            faults.append(f"evaluation.slices: given {column!r}; expected {allowed}{_hint(column, sliced)}")
+    for task in recipe.evaluation.tasks:
+        if task not in recipe.tasks or recipe.data.columns.task is None:
+            allowed = ", ".join(recipe.tasks) if recipe.data.columns.task else "none: data.columns.task names no column"
+            faults.append(f"evaluation.tasks: given {task!r}; expected {allowed}{_hint(task, recipe.tasks)}")
+    named = {"slices": (recipe.evaluation.slices, sliced), "shuffle_within": (recipe.evaluation.shuffle_within, recipe.data.columns.meta)}
+    for key, (columns, there) in named.items():
+        for column in columns:
+            if column not in there:
+                allowed = ", ".join(there) or "a column of data.columns.meta, which is empty"
+                faults.append(f"evaluation.{key}: given {column!r}; expected {allowed}{_hint(column, there)}")
     if recipe.run_stages != "all":
         for name in recipe.run_stages:
             if name not in recipe.stages:

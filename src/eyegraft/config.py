@@ -416,6 +416,9 @@ class Evaluation(Strict):
         batch_size: samples generated at once.
         baselines: dumb answers, damaged inputs and, for numbers, models of single columns to stand beside the model; those of a modality
             that the model does not read, or of another kind of answer, are left out.
+        tasks: tasks of the recipe that are asked beside those that the stage learned, where a split has rows of them.
+        shuffle_within: columns of `data.columns.meta`; pictures are also shuffled among samples alike in all of these, such as maps of one
+            hour and kind, so that what remains to be seen is what tells these apart (`shuffled_image_within`).
         slices: columns of `data.columns.meta`; the result is also given for each of their values.
         after_training: `train` ends by evaluating.
         num_resamples: bootstrap resamples behind each 95 % interval.
@@ -424,6 +427,8 @@ class Evaluation(Strict):
     splits: tuple[str, ...] = ("test",)
     batch_size: Positive = 32
     baselines: tuple[Baseline, ...] = get_args(Baseline)
+    tasks: tuple[str, ...] = ()
+    shuffle_within: tuple[str, ...] = ()
     slices: tuple[str, ...] = ()
     after_training: bool = False
     num_resamples: Positive = 2000

@@ -29,6 +29,7 @@ from eyegraft.evaluation.baselines import (
     shuffled_columns,
     shuffled_images,
     shuffled_texts,
+    shuffled_within,
 )
 from eyegraft.registry import configured
 from eyegraft.types import Sample
@@ -95,6 +96,22 @@ def test_shuffling_looks_at_a_bounded_number_of_samples(monkeypatch: pytest.Monk
 
     shuffled_images([replace(sample, references=Watched(sample.references)) for sample in samples], 0)
     assert 0 < len(compared) <= baselines.DONOR_STEPS * len(samples)
+
+
+def test_images_are_shuffled_among_those_that_are_alike(caplog: pytest.LogCaptureFixture) -> None:
+    kinds = [("06", "pmsl"), ("06", "pmsl"), ("06", "thea"), ("12", "pmsl"), ("12", "pmsl"), ("12", "pmsl")]
+    samples = [
+        replace(sample, meta={"hour": hour, "condition": kind}) for sample, (hour, kind) in zip(rows(list("abcdef")), kinds, strict=True)
+    ]
+    of_image = {sample.image: sample for sample in samples}
+    with caplog.at_level("WARNING"):
+        mixed = shuffled_within(samples, ("hour", "condition"), 0)
+    for place, (before, after) in enumerate(zip(samples, mixed, strict=True)):
+        assert replace(after, image=before.image) == before, "all else stays"
+        assert of_image[after.image].meta == before.meta
+        assert (after.image == before.image) == (place == 2), "the one map of its kind and hour keeps its own"
+    assert "1 of 6 samples keep their picture: none that is alike in hour, condition shows another" in caplog.text
+    assert shuffled_within(samples[2:3], ("hour",), 0) == [], "no control"
 
 
 def test_texts_are_shuffled_alone() -> None:

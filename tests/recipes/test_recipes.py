@@ -19,9 +19,10 @@ from eyegraft.data.patch_rows import opened
 from eyegraft.prepare.panoramas import Config as Panoramas
 from eyegraft.prepare.panoramas import prepare as prepare_panoramas
 from prepare.test_coco_llava import written as coco_and_llava
+from recipes import weather_files
 from recipes.test_istra import simulated
 
-NUM_RECIPES = 11
+NUM_RECIPES = 13
 
 # What turns a recipe into its twin: folders -> overrides. A new recipe needs one here, and NUM_RECIPES one more.
 TWINS: dict[str, Callable[[Any], list[str]]] = {
@@ -61,6 +62,11 @@ TWINS: dict[str, Callable[[Any], list[str]]] = {
     ],
     "ta_regression": lambda folders: ["vision_encoder=clay_tiny", "vision_encoder.checkpoint=null", "train.precision=32-true"],
     "ta_small": lambda folders: [],
+    "weather_mtl": lambda folders: [*_small_maps(folders), "head.dtype=float32", "train.precision=32-true"],
+    "weather_small": lambda folders: [
+        *_small_maps(folders),
+        *(f"stages.{stage}.{key}" for stage in ("report_warmup", "report") for key in ("max_steps=2", "batch_size=4")),
+    ],
 }
 # Recipes that read what their user has: such files, in the folder that DATA_DIR names.
 FILES: dict[str, Callable[[Path], object]] = {
@@ -69,6 +75,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "pano_llava": lambda place: prepare_panoramas(Panoramas(), place / "quic360"),
     "phi2_clip": coco_and_llava,
     "ta_regression": lambda place: _small_world(place / "gk2a"),
+    "weather_mtl": weather_files.written,
 }
 # What makes preparing small, or names the user's files.
 FEW: dict[str, list[str]] = {
@@ -79,7 +86,13 @@ FEW: dict[str, list[str]] = {
         "prepare.stations=stations.csv",
     ],
     "ta_small": ["prepare.scenes_per_year={train: 5, val: 3, test: 3}", "prepare.num_stations=8", "prepare.whole_scenes=0"],
+    "weather_mtl": ["prepare.splits.captions={train: 0.5, val: 0.5}"],
+    "weather_small": [
+        *("prepare.train={storm: 2, stations: 1, model: 0}", "prepare.val={storm: 1, stations: 0}", "prepare.test={storm: 1, stations: 0}"),
+        *("prepare.test_region={storm: 1, stations: 0, model: 0}", "prepare.windows_per_time=1"),
+    ],
 }
+WEATHER_TASKS = ("element_caption", "summary", "element_summary_link")
 SHORT = ("train.epochs=1", "train.batch_size=4", "num_threads=1", "evaluation.num_resamples=100", "evaluation.batch_size=8")
 
 
@@ -90,6 +103,18 @@ def _tiny_eye(folders: Any, option: str = "siglip_base", family: str = "siglip")
         f"vision_encoder.model={model}",
         "vision_encoder.architecture=null",
         "vision_encoder.preprocessor=null",
+    ]
+
+
+def _small_maps(folders: Any) -> list[str]:
+    """A patch perceiver, its classifier and a language model in miniature, and texts that fit its context."""
+    encoder = ["image_size=32", "dim=8", "num_latents=4", "num_heads=2", "depth=2", "num_experts=2"]
+    classifier = ["model=test_efficientnet", "weights=null", "pretrained=false"]
+    return [
+        *(f"vision_encoder.{word}" for word in encoder),
+        *(f"vision_encoder.classifier.{word}" for word in classifier),
+        *("head=prefix_lm", f"head.model={folders.lm('llama')}", "train.max_steps=2"),
+        *(f"tasks.{task}.{key}" for task in WEATHER_TASKS for key in ("max_text_tokens=160", "max_new_tokens=16")),
     ]
 
 
@@ -151,13 +176,15 @@ def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, 
     evaluated = run("evaluate", str(folder), cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     for split in recipe.evaluation.splits:
-        result = json.loads((folder / "evaluation" / f"{split}.json").read_text(encoding="utf-8"))
-        assert result["num_samples"] == count(recipe, split)
-        assert result["held_out"] == recipe.data.held_out[split]
+        for task, name_of_result in results_of(recipe, split).items():
+            result = json.loads((folder / "evaluation" / f"{name_of_result}.json").read_text(encoding="utf-8"))
+            assert result["num_samples"] == count(recipe, split, task)
+            assert result["held_out"] == recipe.data.held_out[split]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert recipe.title in page
 
-    row = read_table(folder / "evaluation" / f"{recipe.evaluation.splits[0]}.samples.jsonl")[0]
+    first_result = next(iter(results_of(recipe, recipe.evaluation.splits[0]).values()))
+    row = read_table(folder / "evaluation" / f"{first_result}.samples.jsonl")[0]
     if recipe.data.satellite is None:
         asked = ["--prompt", "what is it?"] if recipe.data.columns.prompt or recipe.data.columns.turns else []
         answered = run("predict", str(folder), row["image"], *asked, "--json", cwd=tmp_path)
@@ -165,7 +192,9 @@ def test_twin_runs_from_data_to_report(name: str, folders: Any, tmp_path: Path, 
     else:
         answered = run("predict", str(folder), "--patches", row["image"], "--rows", str(row["record"]), "--json", cwd=tmp_path)
         assert json.loads(answered.stdout)["answer"]["value"] == pytest.approx(row["answers"]["model"]["value"], abs=1e-3)
-    if recipe.data.columns.task is not None:
+    if recipe.data.columns.task is not None and len(results_of(recipe, "test")) > 1:
+        each_answers(recipe, folder, row["image"], tmp_path)
+    elif recipe.data.columns.task is not None:
         both_answer(recipe, folder, row["image"], tmp_path)
     assert yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["recipe"] == name
 
@@ -176,25 +205,38 @@ def both_answer(recipe: Recipe, folder: Path, image: str, root: Path) -> None:
     evaluated = run("evaluate", str(folder), "--stage", first, cwd=root)
     assert evaluated.returncode == 0, evaluated.stderr
     result = json.loads((folder / "evaluation" / f"test@{first}.json").read_text(encoding="utf-8"))
-    assert result["num_samples"] == count(recipe, "test", first)
+    assert result["num_samples"] == count(recipe, "test", next(iter(recipe.tasks_of(recipe.stage(first)))))
     answered = run("predict", str(folder), image, "--prompt", "what is it?", "--choice", "a cat", "--choice", "a dog", "--json", cwd=root)
     assert json.loads(answered.stdout)["answer"]["answer"] in ("a cat", "a dog")
     described = run("predict", str(folder), image, "--stage", first, "--json", cwd=root)
     assert isinstance(json.loads(described.stdout)["answer"], str)
 
 
-def count(recipe: Recipe, split: str, stage: str | None = None) -> int:
-    """The rows of a split in small, of the task of a stage, the last one by default."""
+def each_answers(recipe: Recipe, folder: Path, image: str, root: Path) -> None:
+    """Every task that the last stage learned at once is asked by its name."""
+    for task in list(results_of(recipe, "test"))[:2]:
+        answered = run("predict", str(folder), image, "--task", task, "--prompt", "what is it?", "--json", cwd=root)
+        assert isinstance(json.loads(answered.stdout)["answer"], str), answered.stderr
+
+
+def results_of(recipe: Recipe, split: str) -> dict[str, str]:
+    """Task -> what its result is called, of the tasks of the last stage."""
+    tasks = list(recipe.tasks_of(recipe.stage(recipe.stage_names[-1])))
+    return {task: f"{split}.{task}" if len(tasks) > 1 else split for task in tasks}
+
+
+def count(recipe: Recipe, split: str, task: str) -> int:
+    """The rows of a split in small that are of a task."""
     if recipe.data.satellite is None:
-        table = Path(recipe.data.base_dir) / recipe.data.tables[split]
+        table, column = Path(recipe.data.base_dir) / recipe.data.tables[split], recipe.data.columns.task
         rows = drawn.read_csv(table) if table.suffix == ".csv" else read_table(table)
-        asked, column = "+".join(recipe.tasks_of(recipe.stage(stage or recipe.stage_names[-1]))), recipe.data.columns.task
-        return sum(column is None or row[column] == asked for row in rows)
+        return sum(column is None or row[column] == task for row in rows)
     return len(opened(Path(recipe.data.base_dir) / recipe.data.satellite.patches[split]))
 
 
 def prepare_in_small(recipe: Recipe, root: Path) -> None:
-    """Prepare the recipe's data, and keep eight rows of each table."""
+    """Prepare the recipe's data, and keep eight rows of each table, of each task if a stage learns several."""
+    together = any(len(recipe.tasks_of(recipe.stage(name))) > 1 for name in recipe.stages)
     prepared = run("prepare", f"recipe={recipe.recipe}", *FEW.get(recipe.recipe, []), cwd=root)
     assert prepared.returncode == 0, prepared.stderr
     place = Path(prepared.stdout.strip())
@@ -203,7 +245,10 @@ def prepare_in_small(recipe: Recipe, root: Path) -> None:
         read, write = (drawn.read_csv, drawn.write_csv) if table.endswith(".csv") else (read_table, write_table)
         found = read(place / table)
         assert len(found) == manifest["rows"][split]
-        write(place / table, found[:: max(1, len(found) // 8)][:8])
+        of_task: dict[Any, list[dict[str, Any]]] = {}
+        for row in found:
+            of_task.setdefault(row["task"] if together else None, []).append(row)
+        write(place / table, [row for rows in of_task.values() for row in rows[:: max(1, len(rows) // 8)][:8]])
 
 
 def test_prepared_again_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

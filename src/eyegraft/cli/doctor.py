@@ -36,10 +36,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.overrides:
         from eyegraft.cli.show import named
         from eyegraft.composition import compose, to_plain, validate
+        from eyegraft.training.budget import budget_of
         from eyegraft.training.checkup import check_recipe
 
         recipe = validate(to_plain(compose(named(arguments.overrides))))
         print(f"\nrecipe {recipe.recipe}: {recipe.title}")
+        for line in budget_of(recipe):  # first: neither weights nor data need be there
+            print(line, flush=True)
         for line in check_recipe(recipe, colour=sys.stdout.isatty()):
             print(line, flush=True)
 

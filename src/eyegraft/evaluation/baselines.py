@@ -6,6 +6,7 @@ retrieval by the run's encoders, as trained as they are. What columns alone say 
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from eyegraft.model import Graft, see
 from eyegraft.tasks import Task
 from eyegraft.types import Inputs, Sample, moved_to
 
+log = logging.getLogger(__name__)
 RETRIEVAL_LIMIT = 20_000
 """Training samples that retrieval searches at most; a seeded draw of a larger set."""
 
@@ -73,6 +75,25 @@ def can_be_shuffled(modality: str, model: Graft, samples: Sequence[Sample]) -> b
     encoder: Any = model.encoders[modality]
     shows = {"image": _shown, "text": _words}.get(modality) or _columns(encoder.spec.names)
     return len({shows(sample) for sample in samples}) > 1
+
+
+def shuffled_within(samples: Sequence[Sample], columns: Sequence[str], seed: int) -> list[Sample]:
+    """The same among the samples that are alike in these columns. One whose like show no other picture keeps its own, which is logged;
+    nothing is given where all would."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place, sample in enumerate(samples):
+        alike.setdefault(tuple(str(sample.meta.get(name)) for name in columns), []).append(place)
+    mixed, kept = list(samples), 0
+    for places in alike.values():
+        members = [samples[place] for place in places]
+        if len({_shown(sample) for sample in members}) < 2:
+            kept += len(members)
+            continue
+        for place, other in zip(places, shuffled_images(members, seed), strict=True):
+            mixed[place] = other
+    if kept:
+        log.warning("%d of %d samples keep their picture: none that is alike in %s shows another", kept, len(mixed), ", ".join(columns))
+    return mixed if kept < len(mixed) else []
 
 
 def shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:

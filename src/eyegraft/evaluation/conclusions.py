@@ -11,6 +11,7 @@ MIN_SAMPLES = 10
 _NAMES = {
     "blank_image": "the same model on blank images",
     "shuffled_image": "the same model on shuffled images",
+    "shuffled_image_within": "the same model on images shuffled within evaluation.shuffle_within",
     "absent_image": "the same model without images",
     "shuffled_text": "the same model on shuffled texts",
     "absent_text": "the same model without texts",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eyegraft.answering import answer_samples, readers_of
-from eyegraft.config import Data, Recipe
+from eyegraft.config import Data, Recipe, Settings
 from eyegraft.data.batches import taken
 from eyegraft.data.duplicates import alike_across
 from eyegraft.data.inputs import Reader
@@ -63,7 +63,7 @@ def evaluate_run(run: Path | str, *, splits: Sequence[str] | None, stage: str | 
     asked = [
         (asked, data.of_task(asked.name), split, f"{result_name(split, asked, task)}{suffix}")
         for split in wanted
-        for asked in _asked_of(data, task, split)
+        for asked in _asked_of(recipe, data, task, split)
     ]
     for one, rows, split, _ in asked:
         one.check(rows.splits[split], split)  # every fault of the labels, before an answer is made
@@ -80,9 +80,11 @@ def result_name(split: str, asked: Task, task: Task) -> str:
     return f"{split}.{asked.name}" if asked is not task else split
 
 
-def _asked_of(data: PreparedData, task: Task, split: str) -> list[Task]:
-    """The tasks of a stage that a split has rows of."""
-    found = [asked for asked in each_task(task).values() if split in data.of_task(asked.name).splits]
+def _asked_of(recipe: Recipe, data: PreparedData, task: Task, split: str) -> list[Task]:
+    """The tasks of a stage, and those that the recipe asks besides, of which a split has rows."""
+    learned = each_task(task)
+    beside = [build_task(recipe, Settings(task=name)) for name in recipe.evaluation.tasks if name not in learned]
+    found = [asked for asked in (*learned.values(), *beside) if split in data.of_task(asked.name).splits]
     if not found:
         there = ", ".join(data.of_task(*each_task(task)).splits) or "none"
         raise DataError(f"split {split!r} has no row of task {task.name!r}", f"one of the splits that have: {there}", "name another")
@@ -367,6 +369,9 @@ def _answers_from(
         elif how == "shuffled":
             given, instead = baselines.shuffled(modality, model, samples, readers, recipe.seed)
             found[name] = answers(given, f"shuffled {modality}", **instead)
+            alike = settings.shuffle_within if modality == "image" and not instead else ()
+            if alike and (given := baselines.shuffled_within(samples, alike, recipe.seed)):
+                found[f"{name}_within"] = answers(given, "shuffled among alike")
         elif how == "absent":
             found[name] = answers(samples, f"no {modality}", **{modality: baselines.absent(model, modality)})
         elif columns is not None and name in COLUMN_BASELINES:

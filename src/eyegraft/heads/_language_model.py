@@ -53,6 +53,8 @@ def load(config: LanguageModel) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     shape = architecture(config)
+    if torch.get_default_device().type == "meta":  # shapes alone are asked for, and a folder with config.json is enough
+        return AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.dtype), trust_remote_code=False), None
     name, dtype = resolve(config.model), getattr(torch, config.dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision, trust_remote_code=False)
