@@ -95,6 +95,7 @@ def cases(root: Path, folders: Any) -> dict[str, Words]:
             "+fusion.dropout=0",
             "+head.dropout=0",
             "train.epochs=2",
+            "train.learning_rate=0.001",
             "train.batch_size=5",
             "train.early_stopping.metric=val_auroc",
         ],
