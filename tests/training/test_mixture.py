@@ -138,3 +138,11 @@ def test_a_task_without_training_rows_is_named(made: Made, data: Path, tmp_path:
     other.write_text("".join(line.replace('"task": "colour"', '"task": "name"') for line in lines), encoding="utf-8")
     with pytest.raises(DataError, match="no row of the training split is of task colour"):
         train(made("none", f"data.tables.train={other}"))
+
+
+def test_a_task_that_was_not_learned_can_be_asked_too(made: Made) -> None:
+    few = ("evaluation.baselines=[most_frequent]", "stages.only.epochs=1", "stages.only.tasks={name: 1, colour: 0}")
+    results = evaluate(train(made("beside", *few, "evaluation.tasks=[colour]")))
+    assert {name: result["num_samples"] for name, result in results.items()} == {"test": 3, "test.colour": 1}
+    with pytest.raises(RecipeError, match=r"evaluation.tasks: given 'color'; expected caption, name, colour"):
+        made("beside", *few, "evaluation.tasks=[color]")
