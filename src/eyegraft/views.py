@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from eyegraft.strict import Positive, Strict
 
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:  # the schema of recipes is read without paying for numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class View:
 
     def directions(self, x: Floats, y: Floats) -> Floats:
         """Places [...] -> unit vectors [..., 3]."""
+        import numpy as np
+
         x, y = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
         if self.kind == "equirect":
             longitude = np.radians(self.yaw + x * self.width / 2)
@@ -53,6 +57,8 @@ class View:
 
     def places(self, directions: Floats) -> tuple[Floats, Floats]:
         """Unit vectors [..., 3] -> places x, y [...]: beyond -1 and 1 outside the view, NaN behind the camera."""
+        import numpy as np
+
         if self.kind == "equirect":
             longitude = np.degrees(np.arctan2(directions[..., 0], directions[..., 2])) - self.yaw
             longitude = (longitude + 180) % 360 - 180
@@ -69,6 +75,8 @@ class View:
     @property
     def _rotation(self) -> Floats:
         """[3, 3], from the camera's axes to the world's: pitch first, then yaw."""
+        import numpy as np
+
         yaw, pitch = math.radians(self.yaw), math.radians(self.pitch)
         up = np.array([[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]])
         around = np.array([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
@@ -81,6 +89,8 @@ def _half(degrees: float) -> float:
 
 
 def _middles(count: int) -> Floats:
+    import numpy as np
+
     return (2 * np.arange(count) + 1) / count - 1
 
 
@@ -200,6 +210,8 @@ def token_places(views: Views, grid: tuple[int, int] | None, num_prefix: int) ->
         grid: (h, w) of one view, or None.
         num_prefix: P, tokens of each view before its grid; all of them where there is no grid.
     """
+    import numpy as np
+
     rows = []
     for view in views.views:
         middle = view.cells(1, 1).reshape(1, 3)

@@ -150,11 +150,11 @@ def test_what_a_script_and_a_map_read(results: dict[str, dict[str, Any]], run: P
 
 def test_runs_are_compared_on_the_same_stations(results: dict[str, dict[str, Any]], run: Path) -> None:
     for split, width in (("test", 24), ("test_new_station", None)):
-        pairs = Pairs(run, results[split], "rmse_kelvin", grouped=False)
+        pairs = Pairs(run, results[split], grouped=False)
         names = pairs._groups()
         assert names is not None
         assert width is None or len(set(names)) == width
-        assert pairs.difference(run, results[split]) == (0, 0, 0)
+        assert pairs.difference(run, results[split], "rmse_kelvin") == (0, 0, 0)
 
 
 def test_the_same_again(results: dict[str, dict[str, Any]], run: Path) -> None:

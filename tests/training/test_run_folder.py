@@ -98,7 +98,7 @@ def lineage(run: Path, stage: str) -> list[str]:
 def test_stage_folder(root: Path) -> None:
     for stage in ("vision", "resampler", "finetune"):
         folder = root / "whole" / stage
-        assert {path.name for path in folder.iterdir()} == {"checkpoints", "metrics.jsonl", FINAL}
+        assert {path.name for path in folder.iterdir()} == {"checkpoints", "metrics.jsonl", "samples.jsonl", FINAL}
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best", "latest"}
         assert (folder / FINAL).read_bytes() == (folder / "checkpoints" / "best" / "model.safetensors").read_bytes()
 

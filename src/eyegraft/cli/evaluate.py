@@ -72,19 +72,19 @@ def _is_whole(run: Run, split: str) -> bool:
 def _show(run: Path, results: Mapping[str, dict[str, Any]]) -> None:
     from eyegraft.report import write_report
 
-    for result in results.values():
-        _print(result)
+    for name, result in results.items():
+        _print(name, result)
         _print_samples(run / "evaluation" / result["samples"])
     print(f"\nreport: {write_report(run)}")
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(name: str, result: dict[str, Any]) -> None:
     """Metrics down, systems across; the interval of the model alone, for the sentences below give those of the differences."""
     from rich.console import Console
     from rich.table import Table
 
     systems = result["systems"]
-    table = Table(title=f"{result['split']}, {result['task']}: {result['num_samples']} samples. {result['held_out']}", title_justify="left")
+    table = Table(title=f"{name}: {result['num_samples']} samples. {result['held_out']}", title_justify="left")
     table.add_column("")
     for system in systems:
         table.add_column(system.replace("_", "\n"), justify="right")
