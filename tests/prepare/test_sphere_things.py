@@ -152,6 +152,24 @@ def test_turns_of_one_conversation_are_the_questions_of_its_picture(tmp_path: Pa
     assert all(row["turns"] is None for split in ("val", "test") for row in read(tmp_path, split))
 
 
+def test_a_description_names_everything_where_it_is_in_a_row_that_no_turn_reads(tmp_path: Path) -> None:
+    facts = prepare(SMALL.model_copy(update={"conversations": 1.0, "descriptions": 0.5}), tmp_path)
+    rows = read(tmp_path, "train")
+    scenes = [row for row in rows if row["kind"] == "scene"]
+    assert (len(scenes), facts["rows"]["train"]) == (20, len(rows))
+    for row in scenes:
+        directions, number = row["caption"].split(": ")
+        said = {part.split(" ", 1)[0]: part.split(" ", 1)[1] for part in directions.split(", ")}
+        assert list(said) == ["ahead", "right", "behind", "left"]
+        assert int(number) == len(row["things"])
+        for thing in row["things"]:
+            nearest = min(range(4), key=lambda turn: abs((thing["yaw"] - 90 * turn + 180) % 360 - 180))
+            assert thing["name"] in said[list(said)[nearest]].split(" and ")
+        assert sum(0 if names == "nothing" else len(names.split(" and ")) for names in said.values()) == len(row["things"])
+        assert row["turns"] is None
+    assert not any(row["kind"] == "scene" for split in ("val", "test") for row in read(tmp_path, split))
+
+
 # ── the folder ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -28,7 +28,7 @@ from eyegraft.files import write_atomically
 from eyegraft.prepare import panoramas
 from eyegraft.prepare.drawings import Config as Drawings
 from eyegraft.prepare.drawings import pairs_of, put_licences
-from eyegraft.prepare.sphere_things.plan import CHOICES, Asked, Limits, Scene, plan
+from eyegraft.prepare.sphere_things.plan import CHOICES, Asked, Limits, Scene, describe, plan
 from eyegraft.prepare.sphere_things.render import jpeg
 
 Split = Literal["train", "val", "test"]
@@ -54,6 +54,7 @@ class Config(Strict):
     panoramas: how many pictures in each split.
     questions: to each picture at most; no two of them name the same thing, so that none answers another.
     conversations: share of the training pictures whose questions are turns of one conversation; the others have a row a question.
+    descriptions: share of the training pictures that are described whole as well, in a row of their own, so that no turn reads it.
     things: names of drawings that training knows.
     drawings: which styles of drawings are in which split.
     num_things: fewest and most in one picture; every number in between as often.
@@ -69,6 +70,7 @@ class Config(Strict):
     panoramas: Counts = Counts(train=800, val=100, test=200)
     questions: Counts = Counts(train=5, val=5, test=5)
     conversations: Fraction = 0.0
+    descriptions: Fraction = 0.0
     things: tuple[str, ...] = THINGS
     drawings: Drawings = Drawings()
     num_things: tuple[Positive, Positive] = (2, 6)
@@ -116,8 +118,9 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
             limits=Limits(config.num_things, config.size_degrees, config.pitch_degrees, config.gap_degrees),
         )
         images = _draw([scene for scene, _ in planned], target, config)
-        talks = round(config.conversations * len(planned)) if split == "train" else 0
+        talks, told = (round(share * len(planned)) if split == "train" else 0 for share in (config.conversations, config.descriptions))
         rows = [row for place, (scene, asked) in enumerate(planned) for row in _rows(scene, asked, images[scene.name], place < talks)]
+        rows += [_answered(scene, images[scene.name], f"{scene.name}-scene", describe(scene)) for scene, _ in planned[:told]]
         write_atomically(target / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), durable=False)
         _take_away_others(target / "images" / split, images.values(), target)
         outputs += [f"{split}.jsonl", *images.values()]
@@ -179,10 +182,11 @@ def _rows(scene: Scene, asked: Sequence[Asked], image: str, talks: bool) -> list
     if talks:
         turns = [{"question": one.question, "answer": one.answer} for one in asked]
         return [_row(scene, image, scene.name, "conversation", turns=turns)]
-    return [
-        _row(scene, image, f"{scene.name}-{number}", one.kind, prompt=one.question, caption=one.answer, choices=CHOICES.get(one.kind))
-        for number, one in enumerate(asked, 1)
-    ]
+    return [_answered(scene, image, f"{scene.name}-{number}", one) for number, one in enumerate(asked, 1)]
+
+
+def _answered(scene: Scene, image: str, name: str, one: Asked) -> dict[str, Any]:
+    return _row(scene, image, name, one.kind, prompt=one.question, caption=one.answer, choices=CHOICES.get(one.kind))
 
 
 def _row(scene: Scene, image: str, name: str, kind: str, **values: Any) -> dict[str, Any]:

@@ -165,6 +165,15 @@ def _class(asked: Asked) -> str:
     return asked.question if asked.kind == "what" else asked.answer
 
 
+def describe(scene: Scene) -> Asked:
+    """All that is in a picture at once, each thing at the axis that it is nearest to: what a model learns the directions from."""
+    near: defaultdict[str, list[str]] = defaultdict(list)
+    for thing in scene.things:
+        near[min(AXES, key=lambda word: thing.off(AXES[word]))].append(thing.name)
+    said = ", ".join(f"{word} {' and '.join(near[word]) or 'nothing'}" for word in AXES)
+    return Asked("scene", "What is where?", f"{said}: {len(scene.things)}")
+
+
 def _possible(scene: Scene, names: Sequence[str]) -> dict[str, list[Asked]]:
     """All that can be asked about a scene, by kind. Things too near a border between two answers are not asked about."""
     things = scene.things
