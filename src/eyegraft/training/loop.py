@@ -368,19 +368,25 @@ class StageTrainer:
                     "lower train.learning_rate or set train.precision=32-true; `best` holds the last good weights",
                 )
             self._write({"kind": "val", "epoch": at.epoch, "step": at.step, **values, "seconds": round(at.seconds, 2)})
-            value = values[rule.metric]
-            better = at.best is None or (value > at.best if self.higher_is_better else value < at.best)
-            waiting = 0 if better else at.epochs_without_better + 1  # a lower loss at the same value is no reason to wait longer
-            if value == at.best and at.best_loss is not None:  # a small validation set ranks many epochs alike
-                better = values["val_loss"] < at.best_loss
-            if better:
-                at.best, at.best_loss = value, values["val_loss"]
+            value = values.get(rule.metric)
+            if value is None:  # whatever was answered, the metric has no value
+                log.warning("%s is undefined after epoch %d: no best is chosen by it", rule.metric, at.epoch + 1)
+                better = at.best is None
+                waiting = at.epochs_without_better + 1
+            else:
+                better = at.best is None or (value > at.best if self.higher_is_better else value < at.best)
+                waiting = 0 if better else at.epochs_without_better + 1  # a lower loss at the same value is no reason to wait longer
+                if value == at.best and at.best_loss is not None:  # a small validation set ranks many epochs alike
+                    better = values["val_loss"] < at.best_loss
+                if better:
+                    at.best, at.best_loss = value, values["val_loss"]
+            said = values if self.step_module.reads else {name: values[name] for name in ("val_loss", rule.metric) if name in values}
             log.info(
                 "epoch %d of %d, step %d: %s%s",
                 at.epoch + 1,
                 self.settings.epochs,
                 at.step,
-                _values(values if self.step_module.reads else {name: values[name] for name in dict.fromkeys(("val_loss", rule.metric))}),
+                _values(said),
                 "  best so far" if better else "",
             )
         at.epochs_without_better = waiting
@@ -539,15 +545,28 @@ def watched_direction(settings: Settings, stage: str, task: Task, val_samples: S
         directions |= {f"val_loss_{name}": False for name in task.tasks}
     if rule.metric not in directions:
         raise RecipeError(f"{place}.metric={rule.metric!r}", f"one of {', '.join(directions)}", nearest(rule.metric, directions))
-    if not rule.metric.startswith("val_loss"):
-        scores = task.score([task.prior(val_samples)] * len(val_samples), val_samples)
-        if not math.isfinite(scores.corpus[rule.metric.removeprefix("val_")]):
-            raise DataError(
-                f"{place}.metric={rule.metric}, which the validation split leaves undefined ({len(val_samples)} samples of one class)",
-                "validation samples of two classes or more",
-                "another split, or early_stopping.metric=val_loss",
-            )
+    if rule.metric != "val_loss":
+        _stop_if_undefined(rule.metric, place, task, val_samples)
     return directions[rule.metric] if rule.mode == "auto" else rule.mode == "max"
+
+
+def _stop_if_undefined(metric: str, place: str, task: Task, val_samples: Sequence[Sample]) -> None:
+    """Raises:
+    DataError: the samples of validation give no such value: they are of one class, state no facts, or none is of the task.
+    """
+    losses = {f"loss_{name}": 0.0 for name in task.places(val_samples)} if isinstance(task, Mixture) else {}
+    corpus = {"loss": 0.0, **losses, **task.score([task.prior(val_samples)] * len(val_samples), val_samples).corpus}
+    name = metric.removeprefix("val_")
+    if name not in corpus:
+        given = f"{place}.metric={metric}, which these {len(val_samples)} samples of the validation split do not give"
+        there = ", ".join(f"val_{name}" for name, value in corpus.items() if math.isfinite(value))
+        raise DataError(given, f"one of {there}", "name one of these, or give validation rows that state what the metric reads")
+    if not math.isfinite(corpus[name]):
+        raise DataError(
+            f"{place}.metric={metric}, which the validation split leaves undefined ({len(val_samples)} samples of one class)",
+            "validation samples of two classes or more",
+            "another split, or early_stopping.metric=val_loss",
+        )
 
 
 def with_each_modality(examples: Examples) -> list[int]:
