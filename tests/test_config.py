@@ -97,6 +97,11 @@ def test_all_faults_at_once_with_path_and_nearest_name(plain: dict[str, Any]) ->
         ({"data": {"name": "d", "tables": {"a": "b"}, "split": {"table": "t", "fractions": {"a": 1}}}}, "data", "one of `tables`"),
         ({"data": {"name": "d", "tables": {"a": "b"}, "max_bad_fraction": 2}}, "data.max_bad_fraction", "less than or equal to 1"),
         ({"data": {"name": "d", "tables": {"a": "b"}, "columns": {"images": "x"}}}, "data.columns.images", "did you mean 'image'?"),
+        (
+            {"data": {"name": "d", "tables": {"a": "b"}, "columns": {"meta": ["hour"], "drawn_with": "huor"}}},
+            "data.columns.drawn_with",
+            "given 'huor'; expected hour; did you mean 'hour'?",
+        ),
         ({"train": {"learning_rate": float("nan")}}, "train.learning_rate", "finite"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate", "finite"),
         ({"train": {"learning_rate": 0}}, "train.learning_rate", "greater than 0"),
@@ -122,6 +127,15 @@ def test_all_faults_at_once_with_path_and_nearest_name(plain: dict[str, Any]) ->
         ({"stages": {"a": 3}}, "stages.a", "dictionary"),
         ({"stages": {"a": {"task": "captoin"}}}, "stages.a.task", "did you mean 'caption'?"),
         ({"stages": {"a": {"tune": {"haed": "full"}}}}, "stages.a.tune", "did you mean 'head'?"),
+        ({"stages": {"a": {"tasks": {"caption": 0}}}}, "stages.a", "the weights of tasks sum to 0 (caption): give one of them more"),
+        ({"stages": {"logs": {}}}, "stages.logs", "a run's folder has for something else"),
+        ({"stages": {"Evaluation": {}}}, "stages.Evaluation", "expected another name"),
+        ({"stages": {"run.json": {}}}, "stages.run.json", "expected another name"),
+        ({"stages": {"test_predictions.json": {}}}, "stages.test_predictions.json", "expected another name"),
+        ({"stages": {"a/b": {}}}, "stages.a/b", "can be a folder's"),
+        ({"stages": {"..": {}}}, "stages...", "can be a folder's"),
+        ({"stages": {".lock": {}}}, "stages..lock", "can be a folder's"),
+        ({"stages": {"a@b": {}}}, "stages.a@b", "can be a folder's"),
         ({"run_stages": ["onyl"]}, "run_stages", "did you mean 'only'?"),
         ({"tasks": {"a": {"kind": "caption"}, "b": {"kind": "caption"}}}, "stages.only.task", "missing; expected one of a, b"),
         ({"pooling": {"kind": "mean", "x": 1}}, "pooling.x", "unknown key; expected no keys here"),
@@ -196,6 +210,9 @@ def test_stages_to_run(plain: dict[str, Any]) -> None:
 
 
 def test_the_fingerprint_is_of_what_decides_the_result(plain: dict[str, Any]) -> None:
+    drawn = {**plain["data"], "columns": {"meta": ["hour"], "drawn_with": "hour"}}
+    alone = {**plain["data"], "columns": {"meta": ["hour"]}}
+    assert validate({**plain, "data": drawn}).fingerprint == validate({**plain, "data": alone}).fingerprint, "of intervals alone"
     same = [{}, {"run_root": "elsewhere"}, {"trackers": {"tensorboard": True}}, {"seed": 0}]
     other = [{"seed": 1}, {"train": {"epochs": 2}}, {"connector": {"kind": "prefix"}}, {"stages": {"another": {}}}]
     assert len({validate({**plain, **change}).fingerprint for change in same}) == 1

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from eyegraft.config import PARTS, PATCH_SLICES, Augmentation, Recipe, Settings, staged
+from eyegraft.config import KEPT_IN_RUNS, PARTS, PATCH_SLICES, Augmentation, Recipe, Settings, staged
 from eyegraft.errors import RecipeError, nearest
 from eyegraft.registry import kinds, module_of
 
@@ -270,7 +270,7 @@ def validate(plain: Mapping[str, Any]) -> Recipe:
         for name, stage in stages.items():
             if isinstance(stage, Mapping):
                 whole = _model_faults((), Settings, staged(inherited, stage))
-                faults += [f"stages.{name}.{fault}" for fault in whole if fault not in above]
+                faults += [_of_stage(str(name), fault) for fault in whole if fault not in above]
                 faults += _objective_faults(("stages", str(name)), stage)
     for place, room in _ROOMS.items():
         faults += _part_faults((place,), room, plain.get(place))
@@ -290,6 +290,11 @@ def validate(plain: Mapping[str, Any]) -> Recipe:
 def load_recipe(name: str, *overrides: str) -> Recipe:
     """Compose and validate a recipe: `load_recipe("demo", "train.epochs=2")`."""
     return validate(to_plain(compose([f"recipe={name}", *overrides])))
+
+
+def _of_stage(name: str, fault: str) -> str:
+    """A fault of a stage's settings under its path; one of them all together is of the stage itself."""
+    return f"stages.{name}{fault.removeprefix('recipe')}" if fault.startswith("recipe: ") else f"stages.{name}.{fault}"
 
 
 def _model_faults(place: tuple[str, ...], model: type[BaseModel], value: Mapping[str, Any]) -> list[str]:
@@ -336,6 +341,7 @@ def _cross_faults(recipe: Recipe) -> list[str]:
     faults += _panorama_faults(recipe)
     if recipe.reads_images and recipe.data.satellite is None and recipe.data.columns.image is None:
         faults.append("data.columns.image: given null, but the model reads pictures; expected a column, or train.modality=text_only")
+    faults += [fault for name in recipe.stages if (fault := _folder_fault(name))]
     for name in recipe.stages:
         stage = recipe.stage(name)
         if stage.task is None and stage.tasks is None and len(recipe.tasks) > 1:
@@ -359,6 +365,11 @@ def _cross_faults(recipe: Recipe) -> list[str]:
         if task not in recipe.tasks or recipe.data.columns.task is None:
             allowed = ", ".join(recipe.tasks) if recipe.data.columns.task else "none: data.columns.task names no column"
             faults.append(f"evaluation.tasks: given {task!r}; expected {allowed}{_hint(task, recipe.tasks)}")
+    drawn_with = recipe.data.columns.drawn_with
+    if drawn_with is not None and drawn_with not in recipe.data.columns.meta:
+        allowed = ", ".join(recipe.data.columns.meta) or "a column of data.columns.meta, which is empty"
+        hint = _hint(drawn_with, recipe.data.columns.meta)
+        faults.append(f"data.columns.drawn_with: given {drawn_with!r}; expected {allowed}{hint}")
     named = {"slices": (recipe.evaluation.slices, sliced), "shuffle_within": (recipe.evaluation.shuffle_within, recipe.data.columns.meta)}
     for key, (columns, there) in named.items():
         for column in columns:
@@ -370,6 +381,15 @@ def _cross_faults(recipe: Recipe) -> list[str]:
             if name not in recipe.stages:
                 faults.append(f"run_stages: given {name!r}; expected all or some of {', '.join(recipe.stages)}{_hint(name, recipe.stages)}")
     return faults
+
+
+def _folder_fault(stage: str) -> str:
+    """What keeps a stage's folder from standing in that of its run."""
+    if stage.casefold() in KEPT_IN_RUNS or re.search(r"(?i)_(predictions\.json|report\.md)$", stage):
+        return f"stages.{stage}: given the name {stage!r}, which a run's folder has for something else; expected another name"
+    if not re.fullmatch(r"\w([\w .+-]*[\w+-])?", stage):
+        return f"stages.{stage}: given the name {stage!r}; expected one that can be a folder's: letters, digits, _ and -"
+    return ""
 
 
 def _panorama_faults(recipe: Recipe) -> list[str]:

@@ -43,6 +43,8 @@ class Columns(Strict):
         id: unique name of a row; None numbers them.
         group: rows of one group never cross splits; None takes the image.
         meta: further columns to keep for slices and reports.
+        drawn_with: one of `meta`; groups that are alike in it are not independent (cases of one hour), so a result's intervals draw them
+            together. None: each group for itself.
     """
 
     image: str | None = "image"
@@ -55,6 +57,7 @@ class Columns(Strict):
     id: str | None = None
     group: str | None = None
     meta: tuple[str, ...] = ()
+    drawn_with: str | None = None
 
 
 class Split(Strict):
@@ -443,6 +446,12 @@ PARTS = (
 BESIDE_THE_RESULT = ("run_root", "trackers", "run_stages")
 """Keys of a recipe that may change between one command and the next on the same run."""
 
+KEPT_IN_RUNS = (
+    *("run.json", "recipe.yaml", "quarantine.jsonl", "near_duplicates.jsonl", "results.json", "report.html"),
+    *("logs", "evaluation", "maps", "wandb"),
+)
+"""What a run's folder holds beside its stages, with what begins with a dot or ends in `_predictions.json` or `_report.md`."""
+
 
 class Recipe(Strict):
     """One recipe, whole. See `conf/` for the files that it is composed from.
@@ -525,8 +534,10 @@ class Recipe(Strict):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the result. Where the run is kept does not, nor which of its stages run now."""
+        """SHA-256 of all that decides the result. Where the run is kept does not, nor which of its stages run now, nor how intervals are
+        drawn."""
         plain = {key: value for key, value in self.plain().items() if key not in BESIDE_THE_RESULT}
+        del plain["data"]["columns"]["drawn_with"]
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

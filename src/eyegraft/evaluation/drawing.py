@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eyegraft.config import Recipe
+from eyegraft.config import Columns, Recipe
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.metrics import _bootstrap
 from eyegraft.types import Sample, Scores
@@ -25,6 +25,7 @@ class Drawing:
     Attributes:
         groups: one name a sample where rows of a group are drawn together; None where each is drawn alone.
         unit: the same in words, for reports.
+        caution: what must be known of the intervals; empty where there is nothing.
     """
 
     size: int
@@ -32,11 +33,18 @@ class Drawing:
     unit: str
     num_resamples: int
     seed: int
+    caution: str = ""
 
     @classmethod
     def of(cls, samples: Sequence[Sample], recipe: Recipe) -> Drawing:
-        groups, unit = _stations(samples) if isinstance(samples, PatchRows) else _groups(samples, recipe.data.columns.group)
-        return cls(len(samples), groups, unit, recipe.evaluation.num_resamples, recipe.seed)
+        caution = ""
+        if isinstance(samples, PatchRows):
+            groups, unit = _stations(samples)
+        elif (columns := recipe.data.columns).drawn_with is not None:
+            groups, unit, caution = _alike(samples, columns)
+        else:
+            groups, unit = _groups(samples, columns.group)
+        return cls(len(samples), groups, unit, recipe.evaluation.num_resamples, recipe.seed, caution)
 
     def some(self, places: Sequence[int], samples: Sequence[Sample]) -> Drawing:
         """The same for some of the samples; of patches anew, for a part may be of few stations, or of one.
@@ -73,6 +81,25 @@ class Drawing:
                 pair = model.statistics[name], other.statistics[name]
                 found[name] = _entry(*_bootstrap.paired_statistic_interval(*pair, self.size, self.num_resamples, self.seed, self.groups))
         return found
+
+
+def _alike(samples: Sequence[Sample], columns: Columns) -> tuple[tuple[str | None, ...] | None, str, str]:
+    """By `data.columns.drawn_with`; where it has few values by group, be there ever so few of these, for the rows of one are nearly the
+    same. What remains alike is said."""
+    wider = str(columns.drawn_with)
+    of_group: dict[str, str] = {}
+    for sample in samples:  # rows of a group stay together, and a row that says nothing stands with its group
+        if sample.group is not None and (value := sample.meta.get(wider)) not in (None, ""):
+            of_group.setdefault(sample.group, str(value))
+    own = tuple(sample.group or f"sample {number}" for number, sample in enumerate(samples))
+    names = tuple(of_group.get(name, name) for name in own)
+    different, cases = len(set(names)), len(set(own))
+    if different >= MIN_GROUPS:
+        return names, f"{different} of {wider}, each with all its samples", ""
+    caution = f"The intervals are too narrow: these samples are of {different} of {wider} only, within which they are alike."
+    if cases == len(samples):
+        return None, f"{cases} samples, as if independent (only {different} of {wider})", caution
+    return own, f"{cases} of {columns.group or 'picture'}, each with all its samples (only {different} of {wider})", caution
 
 
 def _groups(samples: Sequence[Sample], column: str | None) -> tuple[tuple[str | None, ...] | None, str]:

@@ -188,7 +188,7 @@ def _evaluate_split(
     }
     details, about = task.details(answers["model"], samples), _said_of(data, split)
     result_of = systems, differences, higher_is_better, len(samples)
-    sentences = [*_cautions(run, config, split, about), *(against_all(*result_of) if columns is not None else [])]
+    sentences = [*_cautions(run, config, split, about, drawing), *(against_all(*result_of) if columns is not None else [])]
     if about["noise_floor"] is not None:
         unit = f" {details['unit']}" if details.get("unit") else ""
         sentences.append(f"No model can be expected below the noise floor of these samples, {about['noise_floor']:g}{unit}.")
@@ -247,7 +247,7 @@ def _said_of(data: PreparedData, split: str) -> dict[str, Any]:
     return {"simulated": bool(samples.facts.get("simulated")), "noise_floor": floors.get(split)}
 
 
-def _cautions(run: Run, config: Mapping[str, Any], split: str, about: Mapping[str, Any]) -> Iterator[str]:
+def _cautions(run: Run, config: Mapping[str, Any], split: str, about: Mapping[str, Any], drawing: Drawing) -> Iterator[str]:
     """What must be known before any number is read."""
     if about["simulated"]:
         yield "Simulated data: these numbers say how the method works, and nothing of real measurements."
@@ -256,6 +256,8 @@ def _cautions(run: Run, config: Mapping[str, Any], split: str, about: Mapping[st
         yield f"Not finished: stage {config['stage']} has not trained to its end, and {left}."
     if split in (seen := _seen(run.recipe)):
         yield f"Not held out: {seen[split]}."
+    if drawing.caution:
+        yield drawing.caution
 
 
 def _slices(
