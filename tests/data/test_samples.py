@@ -16,12 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from eyegraft.config import Data, Split
-from eyegraft.data.samples import PreparedData, Row, _cut, load_samples
+from eyegraft.config import Data
+from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.errors import DataError
 
 
@@ -413,24 +411,6 @@ def test_more_splits_than_groups_is_refused(tmp_path: Path) -> None:
     error = fault(tmp_path, split=split, columns={"group": "case"})
     assert "3 splits (train, val, test) from a table with 2 groups" in error.given
     assert "data.columns.group" in error.fix
-
-
-@settings(max_examples=100, deadline=None)
-@given(sizes=st.lists(st.integers(1, 9), min_size=3, max_size=40), seed=st.integers(0, 99), share=st.floats(0.01, 0.98))
-def test_a_cut_fills_every_split_about_as_asked(sizes: list[int], seed: int, share: float) -> None:
-    def rows() -> list[Row]:
-        groups = [f"g{number}" for number, size in enumerate(sizes) for _ in range(size)]
-        return [Row(n, "", Path(f"/b/{n}"), None, (), group, {}, None) for n, group in enumerate(groups)]
-
-    split = Split(table="t", fractions={"train": share, "val": 0.01, "test": 1 - share - 0.01}, seed=seed)
-    first, again = rows(), list(reversed(rows()))
-    names = _cut(first, split, Path("/b"))
-    _cut(again, split, Path("/b"))
-    assert [row.split for row in first] == [row.split for row in reversed(again)], "the rows' order does not matter"
-    counts = Counter(row.split for row in first)
-    assert set(counts) == set(names)
-    assert len({(row.group, row.split) for row in first}) == len(sizes)
-    assert abs(counts["train"] - share * len(first)) <= 2 * max(sizes)
 
 
 def test_a_second_load_reads_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

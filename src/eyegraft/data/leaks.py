@@ -6,21 +6,21 @@ import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from eyegraft.config import Data
 from eyegraft.data.duplicates import alike_pairs
+from eyegraft.data.rows import Row
 from eyegraft.errors import DataError, shown
 from eyegraft.files import write_atomically
-
-if TYPE_CHECKING:
-    from eyegraft.data.samples import Row
 
 log = logging.getLogger(__name__)
 TRAINING = ("train", "val")
 ALIKE_FILE = "near_duplicates.jsonl"
 
-Alike = tuple["Row", "Row", float]
+Alike = tuple[Row, Row, float]
 """(a row of a training split, the row of another split that it looks like, misfit); of train and val, train comes first."""
 
 
@@ -75,6 +75,32 @@ def _shared(items: Iterable[tuple[str, str, str]]) -> list[str]:
 
 
 # ── pictures that look alike ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def look_for_copies(
+    rows: Sequence[Row], names: Sequence[str], data: Data, looks: dict[str, bytes], quarantine_file: Path | None
+) -> tuple[list[Alike], list[dict[str, Any]]]:
+    """What the run must stop at, and what is only told. Moves rows where `data.near_duplicates` says so."""
+    if not set(TRAINING) & set(names) or len(names) < 2:
+        return [], []
+    if data.check != "decode":
+        if data.near_duplicates != "allow":
+            log.info("pictures that look alike across splits are not looked for: data.check=%s decodes none", data.check)
+        return [], []
+    alike = alike_rows([row for row in rows if not row.reason], looks)
+    listed = records(alike)
+    if data.near_duplicates == "move":
+        stop_at_leaks([replace(row, sha256="") for row in rows if not row.reason])  # a group that crosses splits is no picture's fault
+        listed = move_alike(rows, names, alike)
+        if listed:
+            ways = Counter((item["split"], item["moved_to"]) for item in listed)
+            counts = ", ".join(f"{count} from {start} to {end}" for (start, end), count in sorted(ways.items()))
+            log.warning("data.near_duplicates=move: %d rows moved with their groups (%s), because copies cross splits", len(listed), counts)
+    elif data.near_duplicates == "allow" and alike:
+        log.warning("data.near_duplicates=allow: %s; results may be too good", in_words(alike))
+    if quarantine_file is not None:
+        write_records(quarantine_file.with_name(ALIKE_FILE), listed)
+    return (alike, []) if data.near_duplicates == "refuse" else ([], listed)
 
 
 def alike_rows(rows: Iterable[Row], looks: Mapping[str, bytes]) -> list[Alike]:
