@@ -12,6 +12,7 @@ experts have the same. A picture is a group, as GShard takes groups of tokens: s
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -107,6 +108,14 @@ class Block(nn.Module):
         return Balanced(values + mixed.values, mixed.balance)
 
 
+def sines_and_cosines(side: int, dim: int) -> Tensor:
+    """Where each cell of a square grid lies, [side², dim]: sines of column and row, then their cosines, at the rates of He et al. 2022."""
+    rates = 10_000.0 ** (-torch.arange(dim // 4) / max(dim // 4, 1))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = torch.cat([places.flatten().unsqueeze(1) * rates for places in (columns, rows)], dim=1)  # [side², dim / 2]
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 4))
+
+
 class Trunk(nn.Module):
     """Pixels [B, 3, H, W] and the class of each map [B] -> [B, 1 + L, D], the class token first.
 
@@ -130,10 +139,11 @@ class Trunk(nn.Module):
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, dim, patch, stride=patch)
-        self.positions = nn.Parameter(torch.randn(num_patches, dim) * 0.02)
+        # places and latents start as large as patches are: behind smaller ones all latents say the same, and none of them where
+        self.positions = nn.Parameter(sines_and_cosines(math.isqrt(num_patches), dim))
         self.types = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.types.weight, std=0.02)
-        self.latents = nn.Parameter(torch.randn(num_latents, dim) * 0.02)
+        self.latents = nn.Parameter(torch.randn(num_latents, dim))
         self.norm_latents, self.norm_patches = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.reading = Attention(dim, heads)
         self.blocks = nn.ModuleList(Block(dim, heads, experts, top_k) for _ in range(depth))
