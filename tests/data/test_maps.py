@@ -60,7 +60,7 @@ def test_an_unknown_class() -> None:
 
 def test_all_faults_of_a_split_at_once(caplog: pytest.LogCaptureFixture) -> None:
     rows = [row(name) for name in ("mcon", "tead", "tead", "zz")]
-    with pytest.raises(DataError, match="test: 3 rows name a class that there is not: 'tead' 2 times, 'zz' 1 times"):
+    with pytest.raises(DataError, match="test: 3 rows name a class that there is not: 'tead' 2 times, 'zz' 1 times; samples a, a, a"):
         check_classes(SPEC, rows, "test")
     with caplog.at_level(logging.WARNING, "eyegraft"):
         check_classes(SPEC, rows[:1], "train")

@@ -160,6 +160,7 @@ def element(**changes: Any) -> list[dict[str, Any]]:
         ({"elements": element(image_rel_path="../secret.gif")}, ["element 1", "lies outside", "--image-root"]),
         ({"elements": element(image_rel_path="a\\..\\..\\secret.gif")}, ["lies outside"]),
         ({"elements": element(image_rel_path="C:/secret.gif")}, ["lies outside"]),
+        ({"elements": element(image_rel_path="maps/link.gif")}, ["element 1", "'maps/link.gif' lies outside"]),
         ({"elements": element(image_rel_path="/etc/hostname")}, ["lies outside"]),
         ({"elements": element(image_rel_path="maps/none.gif")}, ["no image", "none.gif", "--image-root"]),
         ({"elements": element(image_rel_path="case.json")}, ["element 1", "not a picture"]),
@@ -170,6 +171,7 @@ def element(**changes: Any) -> list[dict[str, Any]]:
 )
 def test_a_case_that_cannot_be_read_is_one_clear_error(all_tasks: Path, tmp_path: Path, changes: dict[str, Any], said: list[str]) -> None:
     case_file(tmp_path, **changes)
+    (tmp_path / "maps" / "link.gif").symlink_to(next((all_tasks.parent.parent.parent / "data" / "maps").iterdir()))
     refused(run("predict", str(all_tasks), "--case", "case.json", *PLUGIN, cwd=tmp_path), 3, *said)
 
 

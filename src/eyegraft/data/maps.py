@@ -59,6 +59,7 @@ def check_classes(spec: ImageSpec, samples: Sequence[Sample], split: str) -> Non
     """
     faults: list[DataError] = []
     names: Counter[str] = Counter()
+    ids: list[str] = []
     told = 0
     for sample in samples:
         try:
@@ -66,9 +67,11 @@ def check_classes(spec: ImageSpec, samples: Sequence[Sample], split: str) -> Non
         except DataError as error:
             faults.append(error)
             names[str(sample.meta[COLUMN])] += 1
+            ids.append(sample.id)
     if faults:
         counted = shown([f"{name!r} {count} times" for name, count in names.most_common()])
-        raise DataError(f"{split}: {len(faults)} rows name a class that there is not: {counted}", faults[0].expected, faults[0].fix)
+        given = f"{split}: {len(faults)} rows name a class that there is not: {counted}; samples {shown(ids)}"
+        raise DataError(given, faults[0].expected, faults[0].fix)
     if samples and not told:
         log.warning("%s: no row names the class of its map; where they do, data.columns.meta must list %s", split, COLUMN)
 

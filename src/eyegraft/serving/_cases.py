@@ -121,10 +121,11 @@ def _element(entry: Any, root: Path, place: str) -> Element:
     if len(classes) > 1:
         raise DataError(f"{place} is of two classes, {' and '.join(sorted(classes))}", "one of type_name and cond_name", "keep one")
     inside = posixpath.normpath(image.replace("\\", "/"))
-    if posixpath.isabs(inside) or ntpath.splitdrive(inside)[0] or inside.split("/")[0] == "..":
+    path = root / inside
+    leads_out = posixpath.isabs(inside) or ntpath.splitdrive(inside)[0] or inside.split("/")[0] == ".."
+    if leads_out or (path.is_file() and not path.resolve().is_relative_to(root.resolve())):  # a link out of the root is out of it too
         given_place = f"{place}: image {image!r} lies outside {root}"
         raise DataError(given_place, "a path within the image root", "name the folder that all images lie in: --image-root FOLDER")
-    path = root / inside
     if not path.is_file():
         fix = "name the folder that images lie in: --image-root FOLDER, or restore the file"
         raise DataError(f"{place}: no image {path}", f"a file within {root}", fix)
