@@ -347,7 +347,7 @@ def measured(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     from eyegraft.data.samples import load_samples
     from eyegraft.evaluation.drawing import Drawing
     from eyegraft.pretrained import ready
-    from eyegraft.training.stages import build_model
+    from eyegraft.training.building import build_model
 
     ready()
     torch.set_num_threads(options.num_threads)

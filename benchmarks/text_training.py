@@ -189,8 +189,9 @@ class NoTokens(torch.nn.Module):
 def train_ours(system: str, encoded: list[Encoded], batches: list[list[int]]) -> None:
     import eyegraft
     from eyegraft.model import Graft, assemble
-    from eyegraft.training.loop import StageData, StageTrainer
-    from eyegraft.training.stages import build_objective, build_task, make_fabric
+    from eyegraft.training.building import build_objective, build_task, make_fabric
+    from eyegraft.training.loop import StageTrainer
+    from eyegraft.training.stage_data import StageData
     from eyegraft.tuning import make_plan
 
     clock = Clock()
@@ -338,7 +339,7 @@ def answering(count: int) -> list[str]:
     import eyegraft
     from eyegraft.answering import answer_samples, readers_of
     from eyegraft.model import assemble
-    from eyegraft.training.stages import build_task
+    from eyegraft.training.building import build_task
 
     words = ("head.dtype=float32", "pooling=none", "connector=mlp", "tasks.name.max_new_tokens=24", "tasks.name.template=auto")
     recipe = eyegraft.load_recipe("demo", *words)

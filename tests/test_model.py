@@ -72,7 +72,7 @@ def test_the_answer_hangs_on_the_image(make_graft: Make) -> None:
 
 def test_the_same_seed_gives_the_same_new_parts(plain_recipe: Make) -> None:
     from eyegraft.composition import validate
-    from eyegraft.training.stages import build_model
+    from eyegraft.training.building import build_model
 
     models = [build_model(validate(plain_recipe(seed=seed))) for seed in (4, 4, 5)]
     states = [model.state_dict() for model in models]

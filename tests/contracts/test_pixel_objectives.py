@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contracts.samples import SAMPLES, cases, part, rejects_unknown_keys
-from eyegraft.training.loop import LossStep, Sealed
+from eyegraft.training.loss_step import LossStep, Sealed
 from eyegraft.types import Batch, Output
 from objectives import toy
 

@@ -20,7 +20,7 @@ from eyegraft.heads import regressor
 from eyegraft.model import Graft
 from eyegraft.objectives.mae import Config
 from eyegraft.registry import configured
-from eyegraft.training.loop import LossStep, Sealed
+from eyegraft.training.loss_step import LossStep, Sealed
 from eyegraft.tuning import make_plan, prove, set_training_mode
 from eyegraft.types import UNKNOWN, UNTOLD, Batch, Sample
 from objectives import toy

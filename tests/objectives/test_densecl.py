@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from eyegraft.objectives.densecl import Config, contrast, same_panorama
-from eyegraft.training.loop import Sealed
+from eyegraft.training.loss_step import Sealed
 from eyegraft.types import Sample
 from objectives import spheres, toy
 

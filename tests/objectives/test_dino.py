@@ -15,7 +15,7 @@ from eyegraft.errors import PartError
 from eyegraft.objectives._average import Average
 from eyegraft.objectives._views import PatchViews, PictureViews, patch_view, picture_view
 from eyegraft.objectives.dino import teacher_momentum
-from eyegraft.training.loop import Sealed
+from eyegraft.training.loss_step import Sealed
 from eyegraft.types import Batch
 from objectives import toy
 

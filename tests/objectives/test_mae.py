@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from eyegraft.errors import PartError, RecipeError
 from eyegraft.objectives.mae import MAE, Cells, Config
-from eyegraft.training.loop import Sealed
+from eyegraft.training.loss_step import Sealed
 from objectives import toy
 
 

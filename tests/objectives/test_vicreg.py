@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eyegraft.objectives.vicreg import VICReg, expander_of, terms
-from eyegraft.training.loop import LossStep, Sealed
+from eyegraft.training.loss_step import LossStep, Sealed
 from objectives import spheres, toy
 
 PLAIN = {"expander": ()}

@@ -13,7 +13,7 @@ from eyegraft.fusion import concat
 from eyegraft.heads import regressor
 from eyegraft.model import Graft
 from eyegraft.registry import configured
-from eyegraft.training.loop import LossStep, Sealed
+from eyegraft.training.loss_step import LossStep, Sealed
 from eyegraft.tuning import make_plan, set_training_mode
 from eyegraft.types import Batch, Sample
 from tinyparts.encoders import tiny_patches

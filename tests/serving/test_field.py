@@ -30,7 +30,7 @@ from eyegraft.serving.field import HAS_VALUE, REASONS, Field
 from eyegraft.serving.field_file import as_dataset, write_field
 from eyegraft.serving.mapping import choose_scene, map_scene
 from eyegraft.training.runs import Run, read_run
-from eyegraft.training.stages import load_model
+from eyegraft.training.trained import load_model
 from eyegraft.types import PatchSpec
 from serving.scenes import BOX, SEED, TEST, trained, world
 

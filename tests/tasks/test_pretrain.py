@@ -12,7 +12,7 @@ from eyegraft.config import Part, Settings
 from eyegraft.errors import RecipeError
 from eyegraft.registry import configured, kinds
 from eyegraft.tasks import pretrain
-from eyegraft.training.loop import watched_direction
+from eyegraft.training.early_stopping import watched_direction
 from eyegraft.types import Sample
 
 ROWS = [Sample("labelled", None, references=("281.5",)), Sample("unknown", None, references=("nan",)), Sample("without", None)]

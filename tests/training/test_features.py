@@ -18,8 +18,8 @@ from drawn import logged
 from eyegraft.composition import load_recipe
 from eyegraft.data.features import weights_sha256
 from eyegraft.errors import PartError
+from eyegraft.training.building import build_model
 from eyegraft.training.features import _adapters
-from eyegraft.training.stages import build_model
 from eyegraft.tuning import make_plan
 
 MEAN = ("pooling=mean", "evaluation.after_training=false", "train.early_stopping.patience=null")

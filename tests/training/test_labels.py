@@ -19,7 +19,7 @@ from drawn import logged
 from eyegraft.composition import load_recipe
 from eyegraft.config import Recipe
 from eyegraft.errors import DataError, EyegraftError, RecipeError, TrainingError
-from eyegraft.training.stages import build_model, build_objective, build_task
+from eyegraft.training.building import build_model, build_objective, build_task
 from eyegraft.tuning import make_plan
 
 SHORT = ("pooling=mean", "evaluation.after_training=false", "train.epochs=1", "train.max_steps=2")

@@ -17,8 +17,8 @@ from eyegraft.composition import use_config_dir
 from eyegraft.config import Recipe
 from eyegraft.errors import DataError
 from eyegraft.registry import use_plugin
+from eyegraft.training.building import build_model
 from eyegraft.training.runs import read_run
-from eyegraft.training.stages import build_model
 
 Make = Callable[..., Recipe]
 RECIPE = """

@@ -26,12 +26,14 @@ from eyegraft.data.patch_statistics import fit, write_statistics
 from eyegraft.data.patch_writer import write_shards
 from eyegraft.data.samples import load_samples
 from eyegraft.errors import DataError, PartError, RecipeError
+from eyegraft.training.building import build_model
 from eyegraft.training.checkpoints import read_config
 from eyegraft.training.checkup import check_recipe
 from eyegraft.training.features import stored_readers
+from eyegraft.training.inputs import restore_inputs, teach_inputs
 from eyegraft.training.runs import read_run
-from eyegraft.training.stages import build_model, load_model, restore_inputs, teach_inputs
 from eyegraft.training.starts import stop_at_other_inputs
+from eyegraft.training.trained import load_model
 
 SENSOR = json.dumps(weather.SENSOR).replace('"', "").replace("made-up", "made_up")
 SPLITS = ("train", "val", "test", "test_new_station", "test_new_both")

@@ -101,8 +101,10 @@ def test_reloaded_run_gives_the_loss_that_training_wrote(small_run: Path) -> Non
     """What is saved is all that was trained: a fresh model with the checkpoint put in has the validation loss of that epoch."""
     from eyegraft.data.batches import load_batches
     from eyegraft.data.samples import load_samples
+    from eyegraft.training.building import build_objective
     from eyegraft.training.runs import read_run
-    from eyegraft.training.stages import build_objective, encode_splits, load_model, stage_data
+    from eyegraft.training.stage_data import encode_splits, stage_data
+    from eyegraft.training.trained import load_model
 
     opened = read_run(small_run)
     model, task, path = load_model(opened)

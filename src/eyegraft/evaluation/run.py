@@ -32,10 +32,11 @@ from eyegraft.files import file_sha256, write_atomically
 from eyegraft.model import ENCODER_NAMES, Graft
 from eyegraft.tasks import Task
 from eyegraft.tasks._mixture import each_task
+from eyegraft.training.building import build_task
 from eyegraft.training.checkpoints import read_config
 from eyegraft.training.features import stored_readers
 from eyegraft.training.runs import Run, read_run, versions
-from eyegraft.training.stages import build_task, load_model
+from eyegraft.training.trained import load_model
 from eyegraft.types import Sample, Scores
 
 log = logging.getLogger(__name__)

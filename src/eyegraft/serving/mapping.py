@@ -37,7 +37,7 @@ from eyegraft.serving.pixels import ScenePixels
 from eyegraft.tasks import Task
 from eyegraft.training.checkpoints import read_config
 from eyegraft.training.runs import Run, read_run
-from eyegraft.training.stages import load_model
+from eyegraft.training.trained import load_model
 from eyegraft.types import PatchSpec
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from eyegraft.errors import DataError, RunError, nearest
 from eyegraft.sensors import Sensor
 from eyegraft.tasks._mixture import each_task
 from eyegraft.training.runs import read_place
-from eyegraft.training.stages import load_model
+from eyegraft.training.trained import load_model
 from eyegraft.types import PatchSpec, Sample
 
 

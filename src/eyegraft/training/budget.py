@@ -31,7 +31,7 @@ from eyegraft.answering import of_blank
 from eyegraft.config import Part, Recipe, Settings
 from eyegraft.model import Graft
 from eyegraft.registry import configured
-from eyegraft.training.stages import build_model, build_objective, build_task
+from eyegraft.training.building import build_model, build_objective, build_task
 from eyegraft.tuning import make_plan
 
 GIB = 2**30

@@ -193,6 +193,11 @@ def load_weights(folder: Path, model: Graft) -> set[str]:
     return set(tensors)
 
 
+def with_state(objective: Any) -> dict[str, nn.Module]:
+    """An objective that has tensors of its own, under the name that checkpoints give it."""
+    return {"objective": objective} if isinstance(objective, nn.Module) and objective.state_dict() else {}
+
+
 def load_objective(folder: Path, objective: Any) -> None:
     """Put back what an objective had of its own at a checkpoint of its stage, into one that met the same model.
 

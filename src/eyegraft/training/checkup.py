@@ -17,24 +17,23 @@ from eyegraft.config import Recipe, Settings
 from eyegraft.data.batches import load_batches
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import Encoded
+from eyegraft.training.building import build_model, build_objective, build_task, fit_objective, make_fabric
 from eyegraft.training.checkpoints import load_weights
+from eyegraft.training.early_stopping import watched_direction
 from eyegraft.training.features import frozen_modalities, why_not
-from eyegraft.training.loop import LossStep, Sealed, StageData, watched_direction, with_each_modality
+from eyegraft.training.inputs import teach_inputs
+from eyegraft.training.loss_step import LossStep, Sealed
+from eyegraft.training.perturbation import blind_spots
 from eyegraft.training.room import room_of
-from eyegraft.training.stages import (
-    blind_spots,
-    build_model,
-    build_objective,
-    build_task,
+from eyegraft.training.stage_data import (
+    StageData,
     encode_splits,
-    fit_objective,
-    make_fabric,
     prepare_task,
     rows_of,
     stage_data,
     stop_at_split,
     stop_without_train,
-    teach_inputs,
+    with_each_modality,
 )
 from eyegraft.training.starts import start_elsewhere
 from eyegraft.tuning import TrainablePlan, make_plan, prove, set_training_mode

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eyegraft.config import FeatureCache, Recipe
+from eyegraft.config import FeatureCache, Recipe, Settings
 from eyegraft.console import progress
 from eyegraft.data.augment import is_random
 from eyegraft.data.batches import Examples, derived_seed, load_batches, load_keys
@@ -26,6 +26,7 @@ from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.text import Targets
 from eyegraft.model import Graft, see
 from eyegraft.pretrained import cache_dir
+from eyegraft.training.stage_data import StageData
 from eyegraft.tuning import is_adapted
 from eyegraft.types import ColumnSpec, ImageSpec, PatchSpec, Sample, TextSpec, Tokens, moved_to
 
@@ -92,6 +93,23 @@ def stored_readers(
         if not known and not isinstance(model.encoders[modality].spec, ColumnSpec):
             log.info("feature cache: not for %s: %s", modality, reason)
     return found
+
+
+def read_from_cache(recipe: Recipe, settings: Settings, model: Graft, data: StageData, closing: ExitStack) -> None:
+    """Let both splits read the features of frozen encoders from the cache, wherever that gives the same."""
+    frozen = frozen_modalities(model)
+    for examples, augmented in ((data.train, True), (data.val, False)):
+        if examples is not None:
+            examples.readers = stored_readers(
+                recipe,
+                settings.feature_cache,
+                model,
+                [examples.samples],
+                examples.readers,
+                frozen=frozen,
+                augmented=augmented,
+                closing=closing,
+            )
 
 
 def _stored(

@@ -8,168 +8,36 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from eyegraft.answering import answer_samples, num_tokens
-from eyegraft.config import EarlyStopping, Recipe, Settings
+from eyegraft.answering import answer_samples
+from eyegraft.config import Recipe, Settings
 from eyegraft.console import progress, track
-from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, packed, share_of, taken
-from eyegraft.errors import DataError, RecipeError, TrainingError, nearest, shown
+from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, share_of, taken
+from eyegraft.errors import RecipeError, TrainingError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
-from eyegraft.tasks._mixture import Mixture
 from eyegraft.training import processes
-from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint
+from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint, with_state
+from eyegraft.training.early_stopping import watched_direction
+from eyegraft.training.loss_step import LossStep, Sealed
+from eyegraft.training.position import Position, optimizer_tensors, restore_optimizer
 from eyegraft.training.processes import own_seed
 from eyegraft.training.sampled_texts import FILE, SampledTexts
 from eyegraft.training.schedule import rate_factor
+from eyegraft.training.stage_data import StageData, with_each_modality
 from eyegraft.training.sums import Sums, add_pair, numbers
-from eyegraft.training.together import batch_of_all
 from eyegraft.training.trackers import MetricsFile, Row
-from eyegraft.tuning import TrainablePlan, canonical, prove, set_training_mode
-from eyegraft.types import Batch, Loss, Output, Sample, TokenLogits, Tokens
+from eyegraft.tuning import TrainablePlan, prove, set_training_mode
+from eyegraft.types import Batch
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Position:
-    """Where a stage stands: all that resuming needs besides tensors."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    window_loss: float = 0.0
-    window_count: float = 0.0
-    window_notes: dict[str, float] = field(default_factory=dict)
-    window_tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
-    tokens: int = 0
-    task_tokens: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    rows: int = 0
-    best: float | None = None
-    best_loss: float | None = None
-    best_epoch: int = -1
-    best_step: int = -1
-    epochs_without_better: int = 0
-    scaler: dict[str, Any] | None = None
-
-
-class Sealed:
-    """Carries a batch through wrappers that would otherwise take it apart.
-
-    Args:
-        batch: None where this process has no sample of it.
-        together: whether the objective compares its samples with those that other processes have of the same batch.
-    """
-
-    def __init__(self, batch: Batch | None, *, together: bool = False) -> None:
-        self.batch, self.together = batch, together
-
-    @property
-    def samples(self) -> Sequence[Sample]:
-        return self.batch.samples if self.batch is not None else ()
-
-
-class LossStep(nn.Module):
-    """Model and objective as one module, so that precision and data parallelism wrap both.
-
-    Args:
-        packing: see `Settings.packing`. Where the objective reads the encoders alone, there are no texts to pack.
-
-    Raises:
-        RecipeError: nothing can be packed.
-    """
-
-    def __init__(self, model: Graft, objective: nn.Module, *, packing: int | None = None) -> None:
-        super().__init__()
-        self.reads: tuple[str, ...] = getattr(objective, "reads", ())
-        packing = None if self.reads else packing
-        if packing is not None and not hasattr(model.head, "learned"):
-            raise RecipeError(
-                f"train.packing={packing} with a {type(model.head).__name__}, which packs no texts",
-                "a head around a language model",
-                "set train.packing=null",
-            )
-        self.model, self.objective, self.packing = model, cast(Any, objective), packing
-        self.image_tokens = num_tokens(model) if packing is not None else 0
-
-    def forward(self, sealed: Sealed) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
-        """(summed losses [B], counts [B], logits of labels, notes); see `eyegraft.types.Loss`."""
-        if sealed.together:
-            return self._together(sealed.batch)
-        assert sealed.batch is not None
-        batch = self.objective.prepare(sealed.batch) if hasattr(self.objective, "prepare") else sealed.batch
-        output = self._of_encoders(batch) if self.reads else self.model(batch)
-        loss = self.objective(output, batch)
-        if self.training:  # validation losses stay those of the objective
-            loss = with_auxiliary(loss, output)
-        logits = loss.sums.new_zeros(0) if isinstance(output.logits, TokenLogits) else output.logits.detach()  # nothing is read from them
-        return loss.sums, loss.counts, logits, {name: values.detach() for name, values in loss.notes.items()}
-
-    def _of_encoders(self, batch: Batch) -> Output:
-        """What an objective that reads tokens is given: nothing behind the encoders is computed."""
-        return self._as_output(self.model.encode(batch, only=self.reads), batch)
-
-    def _as_output(self, encoded: Mapping[str, Tokens], batch: Batch) -> Output:
-        nothing = batch.targets.new_zeros(len(batch), 0)
-        return Output(encoded, encoded[self.reads[0]], nothing, nothing)
-
-    def _together(self, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]:
-        """As `forward`, of the samples of all processes, [B] of each: every process encodes its own, computes one and the same loss of all,
-        and takes an equal part of it."""
-        device = next(self.model.parameters()).device
-        encoded = self.model.encode(batch, only=self.reads) if batch is not None else {}
-        whole, tokens, seed = batch_of_all(batch, encoded, device)
-        output = self._as_output(tokens, whole)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            loss = self.objective(output, whole)
-        loss = with_auxiliary(loss, output) if self.training else loss
-        part = 1 / processes.world()
-        notes = {name: values.detach() * part for name, values in loss.notes.items()}
-        return loss.sums * part, loss.counts * part, loss.sums.new_zeros(0), notes
-
-    def parts(self, batch: Batch) -> list[Batch]:
-        """What of a batch goes through at once: all of it, or a row."""
-        return [batch] if self.packing is None else packed(batch, self.packing, image_tokens=self.image_tokens)
-
-    def probes(self, batch: Batch) -> list[Batch]:
-        """Batches that together reach all that trains (see `Graft.probes`)."""
-        return [batch] if self.reads else self.model.probes(batch)
-
-
-def with_auxiliary(loss: Loss, output: Output) -> Loss:
-    """The loss with what encoders that train ask for themselves (`Tokens.auxiliary`), in proportion to what each sample counts, so that
-    a step adds their mean. Where a sample has several views, it is their mean."""
-    for tokens in output.encoded.values():
-        if tokens.auxiliary is not None and tokens.auxiliary.requires_grad:
-            own = tokens.auxiliary.unflatten(0, (-1, len(loss.counts))).mean(0) * loss.counts  # [B]
-            loss = Loss(loss.sums + own, loss.counts, {**loss.notes, "auxiliary_loss": own})
-    return loss
-
-
-@dataclass
-class StageData:
-    """What a stage reads.
-
-    Attributes:
-        inputs: modality -> what its encoder knows of the training split (see `eyegraft.data.inputs.learn_inputs`).
-    """
-
-    train: Examples
-    val: Examples | None
-    val_samples: Sequence[Sample]
-    pad_id: int
-    num_workers: int
-    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StageTrainer:
@@ -494,92 +362,19 @@ class StageTrainer:
             saved=self.plan.saved,
             facts=facts,
             extra_modules=with_state(self.objective),
-            optimizer=self._optimizer_tensors() if resumable else None,
+            optimizer=optimizer_tensors(self.optimizer.optimizer, self.plan) if resumable else None,
             trainer=asdict(at) if resumable else None,
         )
         self._saved_at = time.monotonic()
 
-    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [
-            (canonical(name), parameter)
-            for planned in self.plan.groups
-            for name, parameter in zip(planned["names"], planned["params"], strict=True)
-        ]
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        state = self.optimizer.optimizer.state
-        return {
-            f"{name}|{key}": value.detach().cpu().contiguous()
-            for name, parameter in self._named_parameters()
-            for key, value in state.get(parameter, {}).items()
-        }
-
     def _restore(self, folder: Path) -> None:
         """Position and optimiser; the model came with its weights."""
         self.at = Position(**json.loads((folder / "trainer.json").read_text(encoding="utf-8")))
-        parameters = dict(self._named_parameters())
-        state = self.optimizer.optimizer.state
-        for key, value in load_file(folder / "optimizer.safetensors").items():
-            name, slot = key.rsplit("|", 1)
-            parameter = parameters[name]
-            state[parameter][slot] = value.clone() if slot == "step" else value.to(parameter.device, copy=True)  # not a view of the file
+        restore_optimizer(self.optimizer.optimizer, self.plan, folder / "optimizer.safetensors")
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is not None and self.at.scaler is not None:
             scaler.load_state_dict(self.at.scaler)
         log.info("going on from %s: epoch %d, step %d", folder, self.at.epoch + 1, self.at.step)
-
-
-def watched_direction(settings: Settings, stage: str, task: Task, val_samples: Sequence[Sample]) -> bool:
-    """Whether the value that chooses the best checkpoint is better when higher. Asked before the first step, not after the first epoch.
-
-    Raises:
-        RecipeError: early stopping watches what validation does not give.
-    """
-    rule, place = settings.early_stopping, f"stages.{stage}.early_stopping"
-    if not val_samples:
-        if rule != EarlyStopping():
-            raise RecipeError(f"{place} without validation data", "a split called val", "set data.tables.val or data.split.fractions.val")
-        return False
-    directions = {"val_loss": False, **{f"val_{name}": higher for name, higher in task.directions.items()}}
-    if isinstance(task, Mixture):
-        directions |= {f"val_loss_{name}": False for name in task.tasks}
-    if rule.metric not in directions:
-        raise RecipeError(f"{place}.metric={rule.metric!r}", f"one of {', '.join(directions)}", nearest(rule.metric, directions))
-    if rule.metric != "val_loss":
-        _stop_if_undefined(rule.metric, place, task, val_samples)
-    return directions[rule.metric] if rule.mode == "auto" else rule.mode == "max"
-
-
-def _stop_if_undefined(metric: str, place: str, task: Task, val_samples: Sequence[Sample]) -> None:
-    """Raises:
-    DataError: the samples of validation give no such value: they are of one class, state no facts, or none is of the task.
-    """
-    losses = {f"loss_{name}": 0.0 for name in task.places(val_samples)} if isinstance(task, Mixture) else {}
-    corpus = {"loss": 0.0, **losses, **task.score([task.prior(val_samples)] * len(val_samples), val_samples).corpus}
-    name = metric.removeprefix("val_")
-    if name not in corpus:
-        given = f"{place}.metric={metric}, which these {len(val_samples)} samples of the validation split do not give"
-        there = ", ".join(f"val_{name}" for name, value in corpus.items() if math.isfinite(value))
-        raise DataError(given, f"one of {there}", "name one of these, or give validation rows that state what the metric reads")
-    if not math.isfinite(corpus[name]):
-        raise DataError(
-            f"{place}.metric={metric}, which the validation split leaves undefined ({len(val_samples)} samples of one class)",
-            "validation samples of two classes or more",
-            "another split, or early_stopping.metric=val_loss",
-        )
-
-
-def with_each_modality(examples: Examples) -> list[int]:
-    """The first sample that has each modality, by position: most may lack one, and an encoder shows its gradient only where it is used."""
-    found = []
-    for reading in examples.readers.values():
-        found += reading.present(examples.samples).nonzero().flatten()[:1].tolist()
-    return found
-
-
-def with_state(objective: Any) -> dict[str, nn.Module]:
-    """An objective that has tensors of its own, under the name that checkpoints give it."""
-    return {"objective": objective} if isinstance(objective, nn.Module) and objective.state_dict() else {}
 
 
 def _values(values: Mapping[str, float]) -> str:

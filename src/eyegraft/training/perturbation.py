@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eyegraft.data.batches import load_batches
 from eyegraft.errors import shown
 from eyegraft.model import Graft
+from eyegraft.training.stage_data import StageData
 from eyegraft.types import Batch, PatchSpec
 
 _VECTORS = {"time": ("sin week", "cos week", "sin hour", "cos hour"), "latlon": ("sin lat", "cos lat", "sin lon", "cos lon")}
@@ -103,6 +105,15 @@ def effects_of(model: Graft, batch: Batch, modality: str = "image") -> Effects:
 
     with _evaluating(model):
         return effects(forward, inputs, names)
+
+
+def blind_spots(model: Graft, examples: StageData) -> list[str]:
+    """What an encoder of patches does not see of a few training samples: unused pixels and inert inputs, in words."""
+    if not isinstance(getattr(dict(model.encoders.items()).get("image"), "spec", None), PatchSpec):
+        return []
+    few = range(min(4, len(examples.train)))
+    batch = next(load_batches(examples.train, [few], pad_id=examples.pad_id))
+    return effects_of(model, batch.to(next(model.parameters()).device)).lines()
 
 
 class _Moved:
