@@ -54,7 +54,7 @@ class Config(Strict):
     panoramas: how many pictures in each split.
     questions: to each picture at most; no two of them name the same thing, so that none answers another.
     conversations: share of the training pictures whose questions are turns of one conversation; the others have a row a question.
-    descriptions: share of the training pictures that are described whole as well, in a row of their own, so that no turn reads it.
+    descriptions: every picture is described whole as well, in a row of a task of its own, so that no question reads it.
     things: names of drawings that training knows.
     drawings: which styles of drawings are in which split.
     num_things: fewest and most in one picture; every number in between as often.
@@ -70,7 +70,7 @@ class Config(Strict):
     panoramas: Counts = Counts(train=800, val=100, test=200)
     questions: Counts = Counts(train=5, val=5, test=5)
     conversations: Fraction = 0.0
-    descriptions: Fraction = 0.0
+    descriptions: bool = False
     things: tuple[str, ...] = THINGS
     drawings: Drawings = Drawings()
     num_things: tuple[Positive, Positive] = (2, 6)
@@ -118,9 +118,10 @@ def prepare(config: Config, target: Path) -> dict[str, Any]:
             limits=Limits(config.num_things, config.size_degrees, config.pitch_degrees, config.gap_degrees),
         )
         images = _draw([scene for scene, _ in planned], target, config)
-        talks, told = (round(share * len(planned)) if split == "train" else 0 for share in (config.conversations, config.descriptions))
+        talks = round(config.conversations * len(planned)) if split == "train" else 0
         rows = [row for place, (scene, asked) in enumerate(planned) for row in _rows(scene, asked, images[scene.name], place < talks)]
-        rows += [_answered(scene, images[scene.name], f"{scene.name}-scene", describe(scene)) for scene, _ in planned[:told]]
+        if config.descriptions:
+            rows += [_answered(scene, images[scene.name], f"{scene.name}-scene", describe(scene)) for scene, _ in planned]
         write_atomically(target / f"{split}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), durable=False)
         _take_away_others(target / "images" / split, images.values(), target)
         outputs += [f"{split}.jsonl", *images.values()]
@@ -193,7 +194,8 @@ def _row(scene: Scene, image: str, name: str, kind: str, **values: Any) -> dict[
     """A row of the tables; those of conversations have the same columns."""
     own: Mapping[str, Any] = {"prompt": None, "caption": None, "choices": None, "turns": None, **values}
     things = [{**thing.facts, "style": thing.style} for thing in scene.things]
-    return {"id": name, "image": image, **own, "kind": kind, "panorama": scene.name, "background": scene.background, "things": things}
+    about = {"panorama": scene.name, "background": scene.background, "things": things}
+    return {"id": name, "image": image, "task": "describe" if kind == "scene" else "answer", **own, "kind": kind, **about}
 
 
 def _tallied(asked: Iterable[Sequence[Asked]]) -> dict[str, dict[str, int]]:
