@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from cli.running import Interrupted, contents, refused, rows, stop_before, tensors, tiny_run, trained
+from cli.running import Interrupted, contents, read_table, refused, rows, stop_before, tensors, tiny_run, trained, write_table
 from eyegraft import load_run
 from eyegraft.console import log_to, progress
 from eyegraft.errors import RunError
@@ -202,6 +202,20 @@ def test_a_failure_is_kept_with_its_traceback_and_a_resumed_run_has_its_own_file
     monkeypatch.setattr("eyegraft.training.runs.datetime", _Later)
     train(here, "train.learning_rate=1e30", "train.max_grad_norm=null", "train.epochs=4")
     assert {path.name for path in (run / "logs").iterdir()} - names == {"train_20990101_000000.log", "vision_20990101_000000.log"}
+
+
+def test_what_cannot_begin_leaves_no_folder(here: Path) -> None:
+    """Unless there is something to look at in it: a list of bad rows."""
+    for words, code in ((("data.tables.train=none.jsonl",), 3), (("stages.resampler.early_stopping.metric=val_x",), 2)):
+        assert train(here, "experiment_name=fails", *words).returncode == code
+        assert not (here / "runs" / "fails").exists()
+    write_table(here / "bad.jsonl", [{**row, "image": "nowhere.png"} for row in read_table(here / "data" / "train.jsonl")])
+    bad = ("experiment_name=fails", f"data.tables.train={here / 'bad.jsonl'}")
+    assert train(here, *bad).returncode == 3
+    (run,) = (here / "runs" / "fails").iterdir()
+    assert {row["reason"] for row in read_table(run / "quarantine.jsonl")} == {"missing file"}
+    assert train(here, *bad).returncode == 3, "the same command goes on with it"
+    assert list((here / "runs" / "fails").iterdir()) == [run]
 
 
 class _Later:

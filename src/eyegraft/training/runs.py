@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ from eyegraft.composition import validate
 from eyegraft.config import BESIDE_THE_RESULT, Recipe
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.samples import PreparedData
-from eyegraft.errors import RunError, nearest
+from eyegraft.errors import DataError, PartError, RecipeError, RunError, nearest
 from eyegraft.files import write_atomically
 from eyegraft.training.checkpoints import FINAL, checkpoints_of, find_checkpoint
 from eyegraft.training.processes import first
@@ -49,11 +50,13 @@ class Run:
         folder: where it is kept.
         recipe: the resolved recipe that it was started with.
         facts: what `run.json` holds.
+        new: whether this very command made it.
     """
 
     folder: Path
     recipe: Recipe
     facts: dict[str, Any] = field(default_factory=dict)
+    new: bool = False
 
     def save(self) -> None:
         """Write `run.json`; of several processes the first one does."""
@@ -261,7 +264,7 @@ def _new_run(home: Path, recipe: Recipe) -> Run:
         "versions": versions(),
         "stages": {},
     }
-    run = Run(folder, recipe, facts)
+    run = Run(folder, recipe, facts, new=True)
     resolved = yaml.safe_dump(recipe.plain(), allow_unicode=True, sort_keys=False)
     write_atomically(folder / "recipe.yaml", resolved)
     write_atomically(folder / ".hydra" / "config.yaml", resolved)  # where tools around Hydra look for it
@@ -287,6 +290,29 @@ def locked(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+_BEGUN = ("run.json", "recipe.yaml", ".hydra", ".lock", "logs")
+"""What stands in a run's folder before anything is done."""
+_LISTS = ("quarantine.jsonl", "near_duplicates.jsonl")
+"""What is written there of the data; an error may name one of them."""
+
+
+@contextmanager
+def removed_if_empty(run: Run) -> Iterator[None]:
+    """Take away a new run that cannot begin, of which there is nothing to keep: no list that the error names, no metrics, no weights. The
+    error says it all; what went wrong in training, and a bug of ours, have their traceback in a log that stays."""
+    try:
+        yield
+    except (RecipeError, DataError, PartError, RunError, KeyboardInterrupt) as error:
+        unsaid = (*_BEGUN, *(name for name in _LISTS if str(run.folder / name) not in str(error)))
+        files = (path for path in run.folder.rglob("*") if path.is_file() and path.relative_to(run.folder).parts[0] not in unsaid)
+        if run.new and not any(path.stat().st_size for path in files):
+            log.info("%s is taken away: there is nothing in it to go on from", run.folder)
+            shutil.rmtree(run.folder, ignore_errors=True)
+            with suppress(OSError):
+                run.folder.parent.rmdir()  # of an experiment that has no other run
+        raise
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

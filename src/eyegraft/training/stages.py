@@ -29,7 +29,7 @@ from eyegraft.training.features import read_from_cache
 from eyegraft.training.inputs import teach_inputs
 from eyegraft.training.loop import StageTrainer
 from eyegraft.training.perturbation import blind_spots
-from eyegraft.training.runs import Run, locked, open_run, plan_rows
+from eyegraft.training.runs import Run, locked, open_run, plan_rows, removed_if_empty
 from eyegraft.training.stage_data import StageData, encode_splits, prepare_task, rows_of, stage_data, stop_at_split, stop_without_train
 from eyegraft.training.starts import stages_to_train, start_of, stop_at_other_inputs
 from eyegraft.training.trackers import open_trackers
@@ -46,6 +46,7 @@ def train_stages(recipe: Recipe, *, resume: str | None, fresh: bool) -> Path:
 
         def opened() -> Run:
             found = open_run(recipe, resume=resume, fresh=fresh)
+            closing.enter_context(removed_if_empty(found))
             closing.enter_context(locked(found))
             return found
 
