@@ -112,6 +112,7 @@ def test_classes_and_cases_in_every_spelling() -> None:
 
 def test_each_map_gives_a_row_a_task_and_each_case_one_more(tmp_path: Path) -> None:
     cases = [case(tmp_path, number) for number in (1, 2)]
+    cases[0]["elements"][0] |= {"cond_name": "wqa:rgnlrad", "error": False}  # the same class in other words, and no error
     for item in cases[1]["elements"]:  # as newer files call it
         item["cond_name"] = f"wqa:{item.pop('type_name').removesuffix('_cropped')}"
     write(tmp_path, "captions.json", cases)
@@ -183,6 +184,7 @@ BAD = {
     "an absolute path": ({"image_rel_path": "/etc/hostname"}, "outside the folder", "/etc/hostname"),
     "a link": ({"image_rel_path": "link.gif"}, "outside the folder", "outside.gif"),
     "a folder that is a link": ({"image_rel_path": "elsewhere/outside.gif"}, "outside the folder", "outside.gif"),
+    "two classes": ({"cond_name": "wqa:mcon"}, "broken entry", "of two classes: type_name 'thea' and cond_name 'wqa:mcon'"),
     "no such file": ({"image_rel_path": "md_image/none.gif"}, "missing file", "none.gif"),
     "no path": ({"image_rel_path": None}, "missing file", "no name"),
 }
@@ -206,8 +208,13 @@ def test_a_map_of_no_use_is_named_and_the_rest_of_its_case_stays(name: str, tmp_
     if name == "an error":
         made(folder, config(folder).model_copy(update={"max_bad_fraction": 0.0}), tmp_path / "made")  # counted, and no fault
     else:
-        with pytest.raises(DataError, match=f"1 {reason}"):
+        listed = tmp_path / "made" / "refused.jsonl"
+        with pytest.raises(DataError, match=f"1 {reason}") as caught:
             prepare(config(folder).model_copy(update={"max_bad_fraction": 0.01}), tmp_path / "made")
+        assert str(listed) in caught.value.fix
+        assert lines(listed) == left
+        made(folder, config(folder), tmp_path / "made")
+        assert not listed.exists()
 
 
 def test_links_within_the_folder_and_a_folder_that_is_one_are_followed(tmp_path: Path) -> None:

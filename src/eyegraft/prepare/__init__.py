@@ -13,6 +13,7 @@ its own `NAME.manifest.json`, and nothing else in the folder is read or written.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from eyegraft.config import Recipe
 from eyegraft.errors import RecipeError
 from eyegraft.files import file_sha256, write_atomically
 from eyegraft.registry import configured
+
+log = logging.getLogger(__name__)
 
 
 def prepare_data(recipe: Recipe) -> Path:
@@ -40,6 +43,9 @@ def prepare_data(recipe: Recipe) -> Path:
     made: dict[str, Any] = module.prepare(config, target)
     origin = {"source": recipe.prepare.kind, "options": recipe.prepare.options}
     files: dict[Path, dict[str, Any]] | None = made.get("files")
+    left_out = made.get("left_out") or {}
+    if said := ", ".join(f"{count} {reason}" for reason, count in left_out.items() if isinstance(count, int)):
+        log.info("left out of %s: %s", target, said)
     if files is None:
         outputs = made.pop("outputs", None)
         inside = _inside(target) if outputs is None else [target / name for name in outputs]

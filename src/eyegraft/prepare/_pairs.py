@@ -26,6 +26,8 @@ from eyegraft.pretrained import cache_dir
 MISSING = "missing file"
 OUTSIDE = "outside the folder"
 QUARANTINE = "quarantine.jsonl"
+REFUSED = "refused.jsonl"
+"""The same of a preparation that was stopped: what an earlier one has made stays as it is."""
 
 Name = Annotated[str, Field(pattern=r"^\w+$")]
 
@@ -332,7 +334,8 @@ class Gathering:
         number_ids([row for found in gathered for row in found.rows])
         left_out = [row for found in gathered for row in found.bad + found.aside]
         contents = {f"{split}.jsonl": "".join(map(_line, rows)).encode() for split, rows in tables.items()}
-        contents[QUARANTINE] = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in left_out).encode("utf-8", "backslashreplace")
+        contents[QUARANTINE] = _listed(left_out)
+        (self.target / REFUSED).unlink(missing_ok=True)
         self._clear(contents)
         for name, content in contents.items():
             write_atomically(self.target / name, content)
@@ -367,6 +370,8 @@ class Gathering:
         if not self.rows:
             given = f"none of the {total + len(self.aside)} rows can be used: {by_reason or 'there are none'}{first}"
             raise DataError(given, "usable rows", fix)
+        write_atomically(self.target / REFUSED, _listed(self.bad))
+        fix += f"; all are listed in {self.target / REFUSED}"
         given = f"{len(self.bad)} of {total} rows ({len(self.bad) / total:.1%}) cannot be used: {by_reason}{first}"
         expected = f"at most prepare.max_bad_fraction = {self.config.max_bad_fraction:.1%}"
         raise DataError(given, expected, f"{fix}; or raise prepare.max_bad_fraction to leave them out")
@@ -398,6 +403,10 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(item)
+
+
+def _listed(left_out: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in left_out).encode("utf-8", "backslashreplace")
 
 
 def _line(row: Row) -> str:

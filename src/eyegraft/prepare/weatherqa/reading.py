@@ -148,10 +148,10 @@ class Reading:
         if not isinstance(element, Mapping):
             raise Refused(BROKEN, f"no {{image_rel_path, type_name, caption, error}}: {element!r:.80}")
         given = element.get("image_rel_path")
-        if element.get("error") not in (None, ""):
+        if element.get("error") not in (None, "", False):
             self.found.set_aside(source, number, name, given, Refused(ERROR, f"{element['error']!s:.200}"))
             return
-        condition = self.classes.named(element.get("type_name") or element.get("cond_name"), given)
+        condition = self._class_of(element, given)
         caption = element.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise Refused(NO_CAPTION, "" if caption is None or isinstance(caption, str) else f"{caption!r:.80} is no text")
@@ -171,7 +171,7 @@ class Reading:
             try:
                 if not isinstance(item, Mapping):
                     raise Refused(BROKEN, f"no {{image, annotation, cond_name}}: {item!r:.80}")
-                condition = self.classes.named(item.get("cond_name") or item.get("type_name"), given)
+                condition = self._class_of(item, given)
                 image = self.found.picture(source, given)
                 case = self._case(self._owners.get(image) or case_of(None, given) or str(given))
                 self._map(case, source, given, condition)
@@ -245,6 +245,12 @@ class Reading:
         return asked
 
     # ── cases and maps ──
+
+    def _class_of(self, entry: Mapping[str, Any], image: Any) -> str:
+        named = {key: self.classes.named(entry[key], image) for key in ("type_name", "cond_name") if entry.get(key)}
+        if len(set(named.values())) > 1:
+            raise Refused(BROKEN, f"of two classes: {' and '.join(f'{key} {entry[key]!r:.40}' for key in named)}")
+        return next(iter(named.values()), None) or self.classes.named(None, image)
 
     def _case(self, name: str) -> Case:
         if not name:
