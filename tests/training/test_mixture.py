@@ -82,6 +82,9 @@ def test_each_task_is_logged_scored_and_asked_by_itself(made: Made, data: Path, 
     last, val = found[-2], found[-1]
     assert last["kind"] == "train"
     assert val["kind"] == "val"
+    first = found[0]
+    assert (first["kind"], first["step"]) == ("val", 0), "what the stage starts from"
+    assert all(val[f"val_loss{of}"] < first[f"val_loss{of}"] for of in ("", "_name", "_colour"))
     assert last["tokens_name"] + last["tokens_colour"] == last["tokens"]
     for row in (row for row in found if row["kind"] == "train"):
         losses = [row[key] for key in ("loss_name", "loss_colour") if key in row]  # of the tasks of these steps

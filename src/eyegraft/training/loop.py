@@ -23,6 +23,7 @@ from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load
 from eyegraft.errors import RecipeError, TrainingError, shown
 from eyegraft.model import Graft
 from eyegraft.tasks import Task
+from eyegraft.tasks._mixture import Mixture
 from eyegraft.training import processes
 from eyegraft.training.checkpoints import checkpoints_of, save_checkpoint, with_state
 from eyegraft.training.early_stopping import watched_direction
@@ -97,7 +98,7 @@ class StageTrainer:
         if resume_from is None:
             self._probe()
         started, before = time.monotonic(), self.at.seconds
-        if resume_from is None and self.step_module.reads:
+        if resume_from is None and (self.step_module.reads or isinstance(self.task, Mixture)):
             self._before_first_step()
         with progress(f"stage {self.stage}", self.total_steps, done=self.at.step) as advance:
             while self.at.epoch < self.settings.epochs and self.at.step < self.total_steps and not self._stopped():
@@ -105,7 +106,8 @@ class StageTrainer:
         return self.at
 
     def _before_first_step(self) -> None:
-        """Validate what the stage starts from: an objective that reads tokens says how they change. No best is chosen by it."""
+        """Validate what the stage starts from: an objective that reads tokens says how they change, and of several tasks, which may go
+        through their rows but once, what became better and what worse. No best is chosen by it, and no text is written for it."""
         if getattr(self.objective, "statistics_of_batches", False) and self.settings.gradient_accumulation > 1:
             log.warning(
                 "train.gradient_accumulation=%d: this objective compares the samples of one batch of %d with each other, not those of all "
@@ -114,7 +116,7 @@ class StageTrainer:
                 self.settings.batch_size,
             )
         if self.data.val is not None:
-            values = self._validate()
+            values = self._validate(write_texts=False)
             self._write({"kind": "val", "epoch": 0, "step": 0, **values, "seconds": 0.0})
             log.info("before the first step: %s", _values(values))
 
@@ -282,7 +284,7 @@ class StageTrainer:
             )
 
     @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, *, write_texts: bool = True) -> dict[str, float]:
         assert self.data.val is not None
         self.step_module.eval()
         seed = own_seed("validate", self.recipe.seed, self.stage)
@@ -303,7 +305,7 @@ class StageTrainer:
             return values  # what follows from NaN cannot be scored
         of_each = processes.gathered(read)
         answers = [answer for batch in zip(*of_each, strict=True) for part in batch for answer in part]
-        if not answers and not self.settings.early_stopping.metric.startswith("val_loss"):
+        if write_texts and not answers and not self.settings.early_stopping.metric.startswith("val_loss"):
             answers = self._texts()  # they cost far more than a loss: only where they decide
         if answers:
             corpus = processes.from_first(lambda: self.task.score(answers, self.data.val_samples).corpus)
