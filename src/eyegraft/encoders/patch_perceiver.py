@@ -187,7 +187,10 @@ def build(config: Config) -> PatchPerceiver:
     if stored:
         _load(encoder, stored, str(config.weights))
     if "perceiver" not in held:
-        log.info("vision_encoder: the perceiver starts from random weights: tune.vision_encoder=full trains it, and frozen it stays random")
+        log.info(
+            "vision_encoder.weights=null: if no checkpoint brings it, the perceiver starts from random weights, which tune.vision_encoder=full "
+            "trains and frozen leaves random"
+        )
     return encoder
 
 
