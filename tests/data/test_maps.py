@@ -52,6 +52,18 @@ def test_classes_that_differ_by_the_suffix_stay_apart() -> None:
     assert [class_of(row(name), ("x", "x_cropped")) for name in ("x", "x_cropped")] == [0, 1]
 
 
+def test_a_hidden_map_is_blank_and_its_class_is_told(tmp_path: Path) -> None:
+    """Otherwise a model that was given the class would seem to read it off the map."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    plain: Any = reader(SPEC)
+    samples = [row("ttd", tmp_path / "a.png"), row(None, tmp_path / "a.png")]
+    given, seen = plain.hidden().read(samples, [None, None]), plain.read(samples, [None, None])
+    assert given["condition"].tolist() == seen["condition"].tolist() == [19, UNKNOWN]
+    assert given["pixels"].shape == seen["pixels"].shape
+    assert not given["pixels"].any()
+    assert seen["pixels"].any()
+
+
 def test_an_unknown_class() -> None:
     with pytest.raises(DataError, match="sample 'a': condition 'wqa:mconn'") as caught:
         class_of(row("wqa:mconn"), WEATHERQA)

@@ -81,8 +81,9 @@ class MapReader:
 
     slow = True
 
-    def __init__(self, pictures: ImageReader) -> None:
-        self.pictures, self.spec, self.random = pictures, pictures.spec, pictures.random
+    def __init__(self, pictures: ImageReader | _Blanks) -> None:
+        self.pictures, self.random = pictures, pictures.random
+        self.spec: ImageSpec = pictures.spec
 
     def present(self, samples: Sequence[Sample]) -> Tensor:
         return self.pictures.present(samples)
@@ -95,5 +96,30 @@ class MapReader:
         """The mean colour, of which no class is known."""
         return self._told(self.pictures.blank(), [UNKNOWN])
 
+    def hidden(self) -> MapReader:
+        """The mean colour in place of every map, whose class is still told: it is no part of what is seen."""
+        return MapReader(_Blanks(self.pictures))
+
     def _told(self, pixels: Any, classes: list[int]) -> Inputs:
         return {"pixels": pixels, "condition": torch.tensor(classes)}
+
+
+class _Blanks:
+    """A blank picture for every sample."""
+
+    slow = random = False
+
+    def __init__(self, pictures: ImageReader | _Blanks) -> None:
+        self.spec: ImageSpec = pictures.spec
+        self._pixels: Any = pictures.blank()
+
+    def present(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.ones(len(samples), dtype=torch.bool)
+
+    def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Inputs:
+        pixels: Inputs = self._pixels.expand(len(samples), -1, -1, -1)
+        return pixels
+
+    def blank(self) -> Inputs:
+        pixels: Inputs = self._pixels
+        return pixels

@@ -188,8 +188,8 @@ def build(config: Config) -> PatchPerceiver:
         _load(encoder, stored, str(config.weights))
     if "perceiver" not in held:
         log.info(
-            "vision_encoder.weights=null: if no checkpoint brings it, the perceiver starts from random weights, which tune.vision_encoder=full "
-            "trains and frozen leaves random"
+            "vision_encoder.weights=null: if no checkpoint brings it, the perceiver starts from random weights, which "
+            "tune.vision_encoder=full trains and frozen leaves random"
         )
     return encoder
 

@@ -21,6 +21,7 @@ from eyegraft.answering import pad_id_of
 from eyegraft.console import progress
 from eyegraft.data.batches import Examples, batches_in_order, derived_seed, load_batches, reads_patches, taken
 from eyegraft.data.inputs import AbsentReader, ConstantReader, Reader, reader
+from eyegraft.data.maps import MapReader
 from eyegraft.data.patch_rows import PatchRows
 from eyegraft.data.text import Encoded
 from eyegraft.errors import DataError
@@ -36,9 +37,16 @@ DONOR_STEPS = 50
 """Samples that shuffling looks at, for each one, to find another with other references."""
 
 
+def blank(model: Graft, modality: str) -> Reader:
+    """Every pixel the mean colour of the encoder's pretraining data (0 after normalisation). A map's class is still told as its row has it;
+    without one, the picture is encoded once and read for every sample."""
+    spec: Any = model.encoders[modality].spec
+    plain = reader(spec)
+    return plain.hidden() if isinstance(plain, MapReader) else _one_for_all(model, modality)
+
+
 @torch.inference_mode()
-def blank(model: Graft, modality: str) -> ConstantReader:
-    """Every pixel the mean colour of the encoder's pretraining data (0 after normalisation): encoded once, read for every sample."""
+def _one_for_all(model: Graft, modality: str) -> ConstantReader:
     encoder: Any = model.encoders[modality].eval()
     plain: Any = reader(encoder.spec)
     inputs = moved_to(plain.blank(), next(model.parameters()).device)
@@ -47,7 +55,7 @@ def blank(model: Graft, modality: str) -> ConstantReader:
 
 def absent(model: Graft, modality: str) -> AbsentReader:
     """No sample has the modality: what the fusion has learned stands in its place."""
-    return AbsentReader(blank(model, modality).tokens)
+    return AbsentReader(_one_for_all(model, modality).tokens)
 
 
 def shuffled(
