@@ -50,6 +50,12 @@ def test_reports_with_mistral_fit_24_gib(mistral: str) -> None:
     assert "fits a GPU of 24 GB" in line
 
 
+def test_a_model_of_which_nothing_is_here_is_reckoned_by_what_the_recipe_ships(mistral: str) -> None:
+    assert list(budget_of(load_recipe("weather_mtl"))) == list(budget_of(load_recipe("weather_mtl", f"head.model={mistral}")))
+    (other,) = budget_of(load_recipe("weather_mtl", "head.model=mistralai/Another-70B"))
+    assert other.startswith("memory budget: not known"), "another model has another shape"
+
+
 def test_four_bits_and_another_batch(mistral: str) -> None:
     words = ("weather_mtl", f"head.model={mistral}", "head.quantize=nf4")
     one, many = (list(budget_of(load_recipe(*words, f"train.batch_size={size}")))[-1] for size in (1, 8))

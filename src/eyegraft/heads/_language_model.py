@@ -21,6 +21,8 @@ class LanguageModel(Strict):
     quantize: `nf4` keeps the linear layers in 4 bits with double quantisation, computes in bfloat16 (Dettmers et al. 2023, QLoRA), and
         trains by adapters alone; embeddings, norms and the output layer stay in `dtype`. It needs `pip install 'eyegraft[quantize]'`.
     pretrained: False gives random weights of the same architecture.
+    architecture: the `config.json` of the model that its `_name_or_path` names, for where that file is not at hand: `eyegraft doctor` then
+        reckons the memory of a model before anything of it is fetched.
     """
 
     model: str
@@ -28,6 +30,7 @@ class LanguageModel(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantize: Literal["none", "nf4"] = "none"
     pretrained: bool = True
+    architecture: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _quantizes_what_it_loads(self) -> LanguageModel:
@@ -86,6 +89,9 @@ def architecture(config: LanguageModel) -> Any:
     try:
         return AutoConfig.from_pretrained(resolve(config.model), revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        shipped = config.architecture or {}
+        if shipped.get("_name_or_path") == config.model:
+            return AutoConfig.for_model(**shipped)
         raise _unloadable(config, error) from error
 
 
