@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eyegraft.views import NUM_PLACES, WHOLE, View, Views, token_places
+from eyegraft.views import MOST_VIEWS, NUM_PLACES, WHOLE, View, Views, _count, token_places
 
 STRATEGIES = ("resize", "e2p", "sliding_window", "cubemap", "anyres", "anyres_e2p")
 DEGREES = st.floats(-360, 360)
@@ -52,6 +52,7 @@ def test_the_edge_of_a_view_is_half_its_field_away() -> None:
     assert angle(right, middle(replace(view, yaw=75.0))) == pytest.approx(0, abs=1e-6), "45 degrees to the right of 30"
 
 
+@settings(deadline=None)
 @given(VIEWS, st.floats(-0.99, 0.99), st.floats(-0.99, 0.99))
 def test_places_are_the_inverse_of_directions(view: View, x: float, y: float) -> None:
     assume(view.kind == "perspective" or abs(view.pitch) + view.height / 2 < 89.9)
@@ -59,6 +60,7 @@ def test_places_are_the_inverse_of_directions(view: View, x: float, y: float) ->
     assert (float(across), float(down)) == pytest.approx((x, y), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(VIEWS, st.floats(-180, 180))
 def test_a_turn_changes_longitude_alone(view: View, turn: float) -> None:
     here, there = view.cells(3, 4), replace(view, yaw=view.yaw + turn).cells(3, 4)
@@ -87,6 +89,7 @@ def test_a_cubemap_looks_ahead_right_back_left() -> None:
     assert np.allclose(looks, [(0, 0, 1), (1, 0, 0), (0, 0, -1), (-1, 0, 0)])
 
 
+@settings(deadline=None)
 @given(st.floats(20, 170), st.floats(0, 0.9), DEGREES)
 def test_tiles_are_a_closed_loop(fov: float, overlap: float, yaw: float) -> None:
     views = Views(strategy="e2p", fov_degrees=fov, overlap=overlap, yaw_degrees=yaw, pitch_range_degrees=(-10, 10))
@@ -113,7 +116,8 @@ def test_nothing_overlaps_nothing_is_a_neighbour() -> None:
     assert Views(strategy="e2p", overlap=0).neighbours() == []
 
 
-@given(st.floats(20, 120), st.floats(-90, 0), st.floats(1, 90), st.floats(0, 0.8))
+@settings(deadline=None)
+@given(st.floats(40, 120), st.floats(-90, 0), st.floats(1, 90), st.floats(0, 0.6))
 def test_rows_cover_the_elevations_asked_for(fov: float, low: float, high: float, overlap: float) -> None:
     views = Views(strategy="sliding_window", fov_degrees=fov, overlap=overlap, pitch_range_degrees=(low, high))
     pitches = sorted({view.pitch for view in views.views})
@@ -125,10 +129,14 @@ def test_rows_cover_the_elevations_asked_for(fov: float, low: float, high: float
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({"fov_degrees": 180}, "narrower than 180"),
+        ({"fov_degrees": 180}, "below 180, for a perspective view"),
         ({"fov_degrees": 0}, "greater than 0"),
         ({"overlap": 1}, "below 1"),
         ({"overlap": -0.1}, "at least 0"),
+        ({"overlap": 0.999}, r"make 4,000 views of a panorama; expected at most 500: raise fov_degrees, lower overlap"),
+        ({"fov_degrees": 1}, "make 128,880 views"),
+        ({"fov_degrees": 1e-320, "overlap": 0.9999999999999999}, "make inf views"),
+        ({"strategy": "cubemap", "fov_degrees": 60}, "expected 90, for the sides of a cube"),
         ({"pitch_range_degrees": (45, -45)}, "lower elevation first"),
         ({"pitch_range_degrees": (-91, 0)}, "within -90 and 90"),
         ({"size": 0}, "greater than 0"),
@@ -138,6 +146,28 @@ def test_rows_cover_the_elevations_asked_for(fov: float, low: float, high: float
 def test_what_cannot_be_drawn_is_refused(given: dict[str, Any], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         Views.model_validate({"strategy": "e2p", **given})
+
+
+def test_every_fault_of_views_is_said_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Views(strategy="e2p", fov_degrees=200, overlap=1, pitch_range_degrees=(10, -10))
+    assert [fault["loc"] for fault in caught.value.errors()] == [("fov_degrees",), ("overlap",), ("pitch_range_degrees",)]
+
+
+@settings(deadline=None)
+@given(st.floats(10, 170), st.floats(0, 0.9), st.floats(-90, 0), st.floats(1, 90))
+def test_views_are_counted_before_they_are_made(fov: float, overlap: float, low: float, high: float) -> None:
+    """So that a hundred thousand are refused at once, whatever the strategy's other settings."""
+    given = {"strategy": "anyres_e2p", "fov_degrees": fov, "overlap": overlap, "pitch_range_degrees": (low, high)}
+    try:
+        views = Views.model_validate(given)
+    except ValidationError as error:
+        assert "views of a panorama" in str(error)
+        resize = Views.model_validate({**given, "strategy": "resize"})
+        assert resize.num_views == 1, "where there are no tiles, there are not too many"
+        assert _count(resize.model_copy(update={"strategy": "anyres_e2p"})) > MOST_VIEWS
+    else:
+        assert views.num_views == _count(views) <= MOST_VIEWS
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eyegraft.strict import Positive, Strict
 
@@ -96,6 +96,9 @@ def _middles(count: int) -> Floats:
 
 WHOLE = View("equirect", 0.0, 0.0, 360.0, 180.0)
 """The equirectangular picture itself."""
+MOST_VIEWS = 500
+"""Of one panorama: small tiles that overlap much are soon more than can be drawn, let alone encoded to count their tokens."""
+_CUBE = 90.0
 
 
 class Views(Strict):
@@ -110,7 +113,8 @@ class Views(Strict):
     | `anyres`         | the whole picture, then the tiles of `sliding_window`                                                   |
     | `anyres_e2p`     | the whole picture, then the tiles of `e2p`                                                              |
 
-    A row of tiles has ceil(360 / (fov · (1 - overlap))) of them, evenly spaced; by default 8 with 45 degrees between them.
+    A row of tiles has ceil(360 / (fov · (1 - overlap))) of them, evenly spaced; by default 8 with 45 degrees between them. A panorama has
+    `MOST_VIEWS` views at most. `resize` has no tiles, so only `yaw_degrees`, `size` and `encode_positions` count there, and in `cubemap`.
 
     Attributes:
         strategy: see above.
@@ -130,21 +134,50 @@ class Views(Strict):
     size: Positive | None = None
     encode_positions: bool = True
 
+    @field_validator("fov_degrees")
+    @classmethod
+    def _below_a_half_turn(cls, fov_degrees: float) -> float:
+        if fov_degrees >= 180:
+            raise ValueError("below 180, for a perspective view is narrower than that; 90 is usual, above 120 its edges smear")
+        return fov_degrees
+
+    @field_validator("overlap")
+    @classmethod
+    def _goes_all_around(cls, overlap: float) -> float:
+        if not 0 <= overlap < 1:
+            raise ValueError(
+                "the share of a tile that the next one sees too, at least 0 and below 1 (at 1 no number of tiles would go all around); "
+                "0.5 is usual"
+            )
+        return overlap
+
+    @field_validator("pitch_range_degrees")
+    @classmethod
+    def _from_low_to_high(cls, pitch_range_degrees: tuple[float, float]) -> tuple[float, float]:
+        low, high = pitch_range_degrees
+        if not -90 <= low < high <= 90:
+            raise ValueError("the lower elevation first, both within -90 and 90")
+        return pitch_range_degrees
+
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Views:
-        low, high = self.pitch_range_degrees
-        if self.fov_degrees >= 180:
+        if self.strategy == "cubemap" and self.fov_degrees != _CUBE:
             raise ValueError(
-                f"fov_degrees={self.fov_degrees:g}: a perspective view is narrower than 180 degrees; 90 is usual, above 120 its edges smear"
+                f"fov_degrees={self.fov_degrees:g} with strategy=cubemap; expected {_CUBE:g}, for the sides of a cube are as wide as that; "
+                "for others set views=e2p with views.overlap=0"
             )
-        if not 0 <= self.overlap < 1:
+        if self._is_cut and (count := _count(self)) > MOST_VIEWS:
+            number = f"{count:,.0f}" if count < 1e9 else f"{count:.0e}"
             raise ValueError(
-                f"overlap={self.overlap:g}: the share of a tile that the next one sees too is at least 0 and below 1 "
-                "(at 1 no number of tiles would go all around); 0.5 is usual"
+                f"fov_degrees={self.fov_degrees:g} and overlap={self.overlap:g} make {number} views of a panorama; expected at most "
+                f"{MOST_VIEWS}: raise fov_degrees, lower overlap, or narrow pitch_range_degrees"
             )
-        if not -90 <= low < high <= 90:
-            raise ValueError(f"pitch_range_degrees=({low:g}, {high:g}): give the lower elevation first, both within -90 and 90")
         return self
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether there are tiles whose number the settings decide."""
+        return self.strategy not in ("resize", "cubemap")
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -163,7 +196,7 @@ class Views(Strict):
     def neighbours(self) -> list[tuple[int, int]]:
         """(i, j): tile j is the next to the right of tile i and sees a part of what i sees; around the whole loop."""
         first, count = int(self.has_whole), _tiles_in_row(self)
-        if self.strategy in ("resize", "cubemap") or count < 2 or 360 / count >= self.fov_degrees:
+        if not self._is_cut or count < 2 or 360 / count >= self.fov_degrees:
             return []
         rows = (self.num_views - first) // count
         return [(first + row * count + tile, first + row * count + (tile + 1) % count) for row in range(rows) for tile in range(count)]
@@ -173,6 +206,14 @@ def _tiles_in_row(views: Views) -> int:
     return math.ceil(360 / (views.fov_degrees * (1 - views.overlap)) - 1e-9)
 
 
+def _count(views: Views) -> float:
+    """How many views there would be, not one of them made; infinite where floats end."""
+    between = views.fov_degrees * (1 - views.overlap)
+    if between < 1e-6:
+        return math.inf
+    return int(views.has_whole) + float(_tiles_in_row(views)) * _rows(views)
+
+
 @lru_cache(maxsize=64)
 def _views(views: Views) -> tuple[View, ...]:
     yaw, fov = views.yaw_degrees, views.fov_degrees
@@ -180,21 +221,26 @@ def _views(views: Views) -> tuple[View, ...]:
     if views.strategy == "resize":
         return whole
     if views.strategy == "cubemap":
-        return tuple(View("perspective", yaw + quarter * 90.0, 0.0, 90.0, 90.0) for quarter in range(4))
+        return tuple(View("perspective", yaw + quarter * _CUBE, 0.0, _CUBE, _CUBE) for quarter in range(4))
     kind: Literal["perspective", "equirect"] = "perspective" if views.strategy in ("e2p", "anyres_e2p") else "equirect"
     count = _tiles_in_row(views)
     tiles = (View(kind, yaw + tile * 360 / count, pitch, fov, fov) for pitch in _pitches(views) for tile in range(count))
     return whole + tuple(tiles)
 
 
+def _rows(views: Views) -> int:
+    """Rows of tiles, one above the other."""
+    low, high = views.pitch_range_degrees
+    spare = high - low - views.fov_degrees
+    return 1 if spare <= 1e-9 else 1 + math.ceil(spare / (views.fov_degrees * (1 - views.overlap)) - 1e-9)
+
+
 def _pitches(views: Views) -> list[float]:
     """The middles of the rows of tiles."""
-    (low, high), fov = views.pitch_range_degrees, views.fov_degrees
-    spare = high - low - fov
-    if spare <= 1e-9:
+    (low, high), fov, rows = views.pitch_range_degrees, views.fov_degrees, _rows(views)
+    if rows == 1:
         return [(low + high) / 2]
-    steps = math.ceil(spare / (fov * (1 - views.overlap)) - 1e-9)
-    return [low + fov / 2 + spare * step / steps for step in range(steps + 1)]
+    return [low + fov / 2 + (high - low - fov) * row / (rows - 1) for row in range(rows)]
 
 
 NUM_PLACES = 7

@@ -52,7 +52,7 @@ def test_more_than_the_context(make_graft: Make) -> None:
         room.stop_if_full()
     assert caught.value.given == "17 views of anyres_e2p x 16 tokens = 272 image tokens alone are more than the language model can take"
     assert caught.value.expected == "fewer than 256, its context, text included"
-    for way in ("pooling=spatial_pool", "avg", "connector=perceiver", "views=resize"):
+    for way in ("smaller views.overlap", "pooling=spatial_pool", "avg", "connector=perceiver", "views=resize"):
         assert way in caught.value.fix
 
 

@@ -120,7 +120,11 @@ def overlaps_of(model: Any, objective: str) -> Overlaps:
         raise PartError(f"objective {objective} in a recipe without views of panoramas", expected, way)
     if not views.neighbours():
         given = f"strategy={views.strategy}, fov_degrees={views.fov_degrees:g}, overlap={views.overlap:g}"
-        raise PartError(f"objective {objective} with views of which no two overlap ({given})", expected, way)
+        raise PartError(
+            f"objective {objective} with views of which no two overlap ({given})",
+            expected,
+            f"{way}, or leave the stage out: stages.NAME=null",
+        )
     grid = layout(model, objective, reads_views=True).grid
     if grid is None:
         given = f"objective {objective} with an encoder that gives no grid of tokens"

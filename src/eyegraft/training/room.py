@@ -46,7 +46,9 @@ class Room:
     def fix(self) -> str:
         if self.views is None:
             return "fewer image tokens (pooling, connector)"
-        return "fewer tokens a view (pooling=spatial_pool or avg), a fixed number for all (connector=perceiver), or one view (views=resize)"
+        ways = "fewer tokens a view (pooling=spatial_pool or avg), a fixed number for all (connector=perceiver), or one view (views=resize)"
+        tiles = "fewer views (a smaller views.overlap or a larger views.fov_degrees), " if self.views.neighbours() else ""
+        return tiles + ways
 
     def stop_if_full(self) -> None:
         """Raises:
