@@ -400,9 +400,9 @@ def _panorama_faults(recipe: Recipe) -> list[str]:
         return [given] if changes.yaw_degrees else []
     faults = []
     if recipe.data.satellite is not None:
-        faults.append("views: of panoramas, but data.satellite has patches; expected views=null")
+        faults.append("views: of panoramas, but data.satellite has patches; expected views=none")
     if recipe.data.fit != "encoder":
-        faults.append(f"data.fit: given {recipe.data.fit!r}, but views are drawn at the encoder's size; expected encoder, or views=null")
+        faults.append(f"data.fit: given {recipe.data.fit!r}, but views are drawn at the encoder's size; expected encoder, or views=none")
     for name in ("rotation_degrees", "translation", "scale", "flip", "blur"):
         if getattr(changes, name):
             faults.append(

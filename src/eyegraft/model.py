@@ -121,7 +121,7 @@ def _look_around(encoder: Any, recipe: Recipe) -> None:
         raise RecipeError(
             f"views with vision_encoder.kind={recipe.vision_encoder.kind if recipe.vision_encoder else None}, which reads {reads}",
             "an encoder of pictures",
-            "set views=null, or another vision_encoder",
+            "set views=none, or another vision_encoder",
         )
     side, size = recipe.views.size if recipe.views is not None else None, encoder.spec.size
     if side is not None and size != (side, side) and encoder.spec.patch_size is None:

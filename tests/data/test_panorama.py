@@ -273,7 +273,7 @@ def test_the_error_of_a_picture_that_is_no_panorama_names_its_sample(tmp_path: P
     flat = Sample("flat", saved(tmp_path / "flat.png", np.zeros((48, 64, 3), np.uint8)))
     with pytest.raises(DataError, match=r"sample 'flat': image .*flat.png: 64 x 48 pixels, 1.33:1, and not 2:1") as caught:
         reader(replace(SPEC, views=Views(strategy="e2p"))).read([flat], [None])
-    assert "views=null" in caught.value.fix
+    assert "views=none" in caught.value.fix, "as the command line takes it"
     with pytest.raises(DataError, match="a picture: 64 x 48 pixels"):
         render(np.zeros((48, 64, 3), np.uint8), Views(strategy="e2p"), (8, 8))
 
@@ -284,6 +284,9 @@ def test_without_opencv_the_command_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     try:
         with pytest.raises(PartError, match=r"pip install 'eyegraft\[panorama\]'"):
             render(noise(32), Views(strategy="resize"), (8, 8))
+        data = Data.model_validate({"name": "toy", "base_dir": "not/even/looked/at", "tables": {"train": "train.jsonl"}})
+        with pytest.raises(PartError, match=r"pip install 'eyegraft\[panorama\]'"):
+            load_samples(data, panoramas=True)
     finally:
         panorama._opencv.cache_clear()
 

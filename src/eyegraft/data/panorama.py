@@ -37,7 +37,7 @@ _TOLERANCE = 0.01  # of 2:1: stitchers are a few rows off; a photograph (3:2, 16
 _FINEST = 2  # panorama pixels to a view's at least, after shrinking
 _SPACING = 1.5  # panorama pixels between points that are read: on noise 2 was up to 10 dB worse, and 1 took twice the time
 _STEPS = 64  # places are rounded to this part of a pixel: then turning by whole pixels is exact in float32
-_FIX = "pad it to the whole sphere, or set views=null for ordinary pictures"
+_FIX = "pad it to the whole sphere, or set views=none for ordinary pictures"
 _GPANO = re.compile(rb"GPano:(\w+)\s*(?:=\s*[\"']|>)\s*([\d.]+)")
 _FIELD = re.compile(rb"FOV: *([\d.]+) *x *([\d.]+)")
 _EXIF, _DESCRIPTION, _COMMENT = 0x8769, 0x010E, 0x9286
@@ -198,6 +198,13 @@ def _places(view: View, panorama: Size, size: Size) -> tuple[NDArray[np.float32]
 def _num_points(finer: float) -> int:
     """Points along a side of a view's pixel, which is as large as so many of the panorama's."""
     return 1 if finer <= 1 + 1e-6 else max(2, math.ceil(finer / _SPACING - 1e-6))
+
+
+def stop_without_opencv() -> None:
+    """Raises:
+    PartError: OpenCV, which draws views, is not installed.
+    """
+    _opencv()
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Any
 from eyegraft.config import Data
 from eyegraft.data.images import MISSING, Progress, check_images
 from eyegraft.data.leaks import ALIKE_FILE, alike_hashes, look_for_copies, stop_at_leaks, write_records
-from eyegraft.data.panorama import faults_of
+from eyegraft.data.panorama import faults_of, stop_without_opencv
 from eyegraft.data.rows import Row, path_sha256, read_rows, why_missing
 from eyegraft.data.splits import cut_by_group
 from eyegraft.errors import DataError, nearest, shown
@@ -102,11 +102,14 @@ def load_samples(
         DataError: a table or column is missing, a split is empty, more than `max_bad_fraction` of the rows cannot be used, a group or a
             byte-identical picture of `train` or `val` stands in another split too, or, unless `data.near_duplicates` says otherwise, a
             picture that looks like one of another split.
+        PartError: panoramas are read, and OpenCV is not installed.
     """
     if data.satellite is not None:
         from eyegraft.data.patch_rows import load_patches
 
         return load_patches(data, root=root)
+    if panoramas and read_images:
+        stop_without_opencv()  # before hours of checking pictures
     base = base_folder(data.base_dir, root)
     rows, table_sha256 = read_rows(data, base, read_images)
     memory = cache_dir() / "image_checks" / f"{hashlib.sha256(str(base).encode()).hexdigest()[:16]}.jsonl"

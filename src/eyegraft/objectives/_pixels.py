@@ -50,7 +50,7 @@ def layout(model: Any, objective: str, *, reads_views: bool = False) -> Tokens:
         raise PartError(
             f"objective {objective} with views: {spec.views.strategy}, {spec.views.num_views} pictures of each sample",
             "one picture of each",
-            "use objective vicreg or densecl, or set views=null",
+            "use objective vicreg or densecl, or set views=none",
         )
     with torch.no_grad():
         tokens: Tokens = encoder.eval()(_blank(spec, device))

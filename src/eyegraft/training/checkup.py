@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 import torch
-from PIL import Image
 
 from eyegraft.answering import tokenizer_of
 from eyegraft.config import Recipe, Settings
 from eyegraft.data.batches import load_batches
+from eyegraft.data.images import opened, upright_size
 from eyegraft.data.samples import PreparedData, load_samples
 from eyegraft.data.text import Encoded
 from eyegraft.training.building import build_model, build_objective, build_task, fit_objective, make_fabric
@@ -121,8 +121,8 @@ def _panoramas(data: PreparedData) -> Iterator[str]:
         pictures = {sample.image for sample in samples if sample.image is not None}
         sizes: Counter[str] = Counter()
         for picture in pictures:
-            with Image.open(picture) as image:  # the header alone
-                sizes["{} x {}".format(*image.size)] += 1
+            with opened(picture) as image:
+                sizes["{} x {}".format(*upright_size(image))] += 1
         common = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3)) + (" …" if len(sizes) > 3 else "")
         yield f"{split:<16}{len(pictures):>8} panoramas: {common} pixels"
 
