@@ -50,6 +50,17 @@ def test_packaged_weights_are_converted_once(source: Path) -> None:
     assert [path.name for path in place.parent.iterdir()] == [place.name], "nothing half-made is left"
 
 
+def test_weights_are_converted_where_shapes_alone_are_wanted(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the memory budget of `doctor` wants them, which is what asks first on a new machine."""
+    devices = []
+    monkeypatch.setitem(
+        pretrained._PACKAGED, "small", ("a_carrier", "*.weights", lambda source, target: devices.append(torch.empty(1).device.type))
+    )
+    with torch.device("meta"):
+        resolve("packaged:small")
+    assert devices == ["cpu"]
+
+
 def test_a_damaged_conversion_is_made_again(source: Path) -> None:
     place = Path(resolve("packaged:small"))
     (place / "converted.txt").write_text("SEVEM")

@@ -161,7 +161,8 @@ def _convert(source: Path, target: Path, convert: Callable[[Path, Path], None]) 
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     try:
-        convert(source, working)
+        with _on_cpu():
+            convert(source, working)
         manifest = {path.name: _digest(path) for path in sorted(working.iterdir())}
         (working / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         if target.exists() and not _whole(target):
@@ -173,6 +174,15 @@ def _convert(source: Path, target: Path, convert: Callable[[Path, Path], None]) 
                 raise
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Files hold numbers, also where whoever asks for a part wants its shapes alone (`torch.device("meta")`)."""
+    import torch
+
+    with torch.device("cpu"):
+        yield
 
 
 # ── one converter for each package ───────────────────────────────────────────────────────────────────────────────────────────────
