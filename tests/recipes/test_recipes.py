@@ -56,9 +56,8 @@ TWINS: dict[str, Callable[[Any], list[str]]] = {
     ],
     "sphere_small": lambda folders: [
         *_tiny_eye(folders),
-        "head=prefix_lm",
-        f"head.model={folders.lm('llama')}",
-        "tasks.answer.overflow=truncate",
+        *(f"head.model={folders.lm('llama')}", "head.num_layers=2", "head.dtype=float32", "train.tune.head.lora.target_layers=2"),
+        *("tasks.describe.overflow=truncate", "tasks.answer.overflow=truncate"),
     ],
     "ta_regression": lambda folders: ["vision_encoder=clay_tiny", "vision_encoder.checkpoint=null", "train.precision=32-true"],
     "ta_small": lambda folders: [],
@@ -235,8 +234,7 @@ def count(recipe: Recipe, split: str, task: str) -> int:
 
 
 def prepare_in_small(recipe: Recipe, root: Path) -> None:
-    """Prepare the recipe's data, and keep eight rows of each table, of each task if a stage learns several."""
-    together = any(len(recipe.tasks_of(recipe.stage(name))) > 1 for name in recipe.stages)
+    """Prepare the recipe's data, and keep eight rows of each table, of each task where rows name one."""
     prepared = run("prepare", f"recipe={recipe.recipe}", *FEW.get(recipe.recipe, []), cwd=root)
     assert prepared.returncode == 0, prepared.stderr
     place = Path(prepared.stdout.strip())
@@ -247,7 +245,7 @@ def prepare_in_small(recipe: Recipe, root: Path) -> None:
         assert len(found) == manifest["rows"][split]
         of_task: dict[Any, list[dict[str, Any]]] = {}
         for row in found:
-            of_task.setdefault(row["task"] if together else None, []).append(row)
+            of_task.setdefault(row.get("task"), []).append(row)
         write(place / table, [row for rows in of_task.values() for row in rows[:: max(1, len(rows) // 8)][:8]])
 
 
