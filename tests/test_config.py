@@ -76,7 +76,7 @@ def test_all_faults_at_once_with_path_and_nearest_name(plain: dict[str, Any]) ->
         "vision_encoder.kind": f"given 'huggingfce'; expected one of {', '.join(sorted(kinds('encoders')))}; did you mean 'huggingface'?",
         "connector.num_tokens": "given 0; expected greater than 0",
         "head.model": "missing",
-        "head.modle": "unknown key; expected one of dtype, model, pretrained, quantize, revision; did you mean 'model'?",
+        "head.modle": "unknown key; expected one of architecture, dtype, model, pretrained, quantize, revision; did you mean 'model'?",
         "train.epoch": "did you mean 'epochs'?",
         "train.batch_size": "given -1; expected greater than 0",
         "train.tune.head.lora.rnk": "did you mean 'rank'?",
