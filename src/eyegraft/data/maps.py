@@ -117,7 +117,7 @@ class _Blanks:
         return torch.ones(len(samples), dtype=torch.bool)
 
     def read(self, samples: Sequence[Sample], seeds: Sequence[int | None]) -> Inputs:
-        pixels: Inputs = self._pixels.expand(len(samples), -1, -1, -1)
+        pixels: Inputs = self._pixels.expand(len(samples), *self._pixels.shape[1:])
         return pixels
 
     def blank(self) -> Inputs:
